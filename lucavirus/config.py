@@ -1,0 +1,263 @@
+"""The settings: typed, frozen, unknown keys forbidden. Descriptions here are the comments of config/config.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from lucavirus.tasks import SUPERVISED, TASKS, Molecule
+
+TaskName = Literal[
+    "gene_mask", "prot_mask", "gene_type", "prot_homo", "prot_site", "prot_domain",
+    "gene_taxonomy", "prot_taxonomy", "prot_keyword",
+]  # fmt: skip
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+# Settings of a run that say how it is carried out, not what comes out: changing them never makes a result stale.
+OPERATIONAL = frozenset(
+    {
+        "loss_logging_steps", "logging_steps", "save_steps", "keep_last",
+        "device", "cpu_ranks", "worker_num", "max_tokens_per_pack",
+    }
+)  # fmt: skip
+
+
+def _text(default: Any, description: str, **rules: Any) -> Any:
+    return Field(default, description=description, **rules)
+
+
+def _is_csv(name: str) -> bool:
+    return name.removesuffix("*").removesuffix(".gz").endswith(".csv")
+
+
+class Frozen(BaseModel):
+    """A group of settings: immutable, and a key it does not know is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Source(Frozen):
+    """One named set of input files."""
+
+    name: Name = Field(description="a name of your own: letters, digits, _; the folder of its shards")
+    files: tuple[str, ...] = Field(
+        min_length=1,
+        description="FASTA or OpenVirus CSV, plain or .gz (all of one format); * and ? are expanded, in sorted order",
+    )
+    kind: Molecule | None = _text(None, "gene or prot: what a FASTA holds (a CSV says it in each row)")
+    annotations: tuple[str, ...] = _text((), "GFF3 (.gff, .gff3) or TSV files with labels for a FASTA, plain or .gz")
+    window_size: PositiveInt | None = _text(
+        None,
+        "bases: longer sequences are cut into windows of this size; null keeps them whole (a run cuts on the right)",
+    )
+    window_overlap: NonNegativeInt = _text(0, "bases that neighbouring windows share")
+    split: Literal["auto", "train", "dev", "test"] = _text(
+        "auto", "auto: by the hash of each sequence; train, dev, test: all of this source goes there"
+    )
+
+    @property
+    def is_csv(self) -> bool:
+        """True for OpenVirus CSV, False for FASTA, by the file name."""
+        return _is_csv(self.files[0])
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len({_is_csv(name) for name in self.files}) > 1:
+            raise ValueError("FASTA and CSV files cannot be mixed in one source; make two sources")
+        if not self.is_csv and self.kind is None:
+            raise ValueError("a FASTA source needs `kind: gene` or `kind: prot`")
+        if self.is_csv and self.kind is not None:
+            raise ValueError("a CSV says the kind of each row itself; remove `kind`")
+        if self.is_csv and self.annotations:
+            raise ValueError("the labels of a CSV are in the CSV; remove `annotations`")
+        if self.window_size is not None and self.window_overlap >= self.window_size:
+            raise ValueError("window_overlap must be smaller than window_size")
+        return self
+
+
+class Split(Frozen):
+    """How sequences of sources with `split: auto` are divided."""
+
+    dev: NonNegativeFloat = _text(0.1, "dev set, per molecule: a fraction (below 1) or a number of sequences")
+    test: NonNegativeFloat = _text(0.1, "test set, likewise")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.dev < 1) != (self.test < 1) and self.dev and self.test:
+            raise ValueError("dev and test must both be fractions or both be numbers of sequences")
+        if self.dev + self.test >= 1 and self.dev < 1 and self.test < 1:
+            raise ValueError("dev + test leave nothing to train on")
+        return self
+
+
+class Tokenize(Frozen):
+    """How input becomes shards."""
+
+    unit_mb: PositiveInt = _text(64, "MB of input a unit of work; part of the shards' identity, not of their meaning")
+
+
+class Model(Frozen):
+    """The size of the encoder and its heads."""
+
+    hidden_size: PositiveInt = _text(2560, "width of the encoder")
+    num_attention_layers: PositiveInt = _text(12, "Transformer layers; fewer when max_length grows")
+    num_attention_heads: PositiveInt = _text(20, "attention heads; must divide hidden_size")
+    max_length: Annotated[int, Field(ge=3)] = _text(3074, "tokens: longest input, [CLS] and [SEP] counted")
+    head_size: dict[TaskName, PositiveInt] = _text(
+        {}, "hidden width of each task's head; what is left out is full size"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
+            )
+        if (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError("hidden_size / num_attention_heads must be even, for the rotary positions")
+        return self
+
+    def head_width(self, task: str) -> int:
+        """Width of the hidden layer of a task's head."""
+        return self.head_size.get(task, TASKS[task].head_size)  # type: ignore[call-overload,no-any-return]
+
+
+class StopAfter(Frozen):
+    """When to end a run early; the schedule stays as if it went on."""
+
+    updates: PositiveInt | None = _text(None, "optimizer updates of the whole run")
+    minutes: PositiveFloat | None = _text(None, "minutes of training, counted through all its starts")
+
+
+class Run(Frozen):
+    """One training run: data, tasks, optimisation, logging."""
+
+    molecules: tuple[Molecule, ...] = _text(("gene", "prot"), "which molecules to train on", min_length=1)
+    tasks: tuple[TaskName, ...] = _text(tuple(TASKS), "which of the nine tasks to train", min_length=1)
+    model: Model = Field(default_factory=Model, description="the model; a run may change single settings of it")
+
+    gpus: PositiveInt = _text(
+        8, "GPUs of the recipe: B = gpus x batch_size x gradient_accumulation_steps sequences an update"
+    )
+    batch_size: PositiveInt = _text(1, "sequences per GPU and step")
+    gradient_accumulation_steps: PositiveInt = _text(32, "steps per optimizer update (16, 32 or 64 advised)")
+    seed: NonNegativeInt = _text(1111, "seeds the weights, the order of samples and the masks")
+
+    learning_rate: PositiveFloat = _text(2e-4, "peak learning rate")
+    warmup_steps: NonNegativeInt = _text(32000, "steps until the peak; usually 1000 x gradient_accumulation_steps")
+    max_steps: PositiveInt | Literal["auto"] = _text(
+        1000000, "optimizer updates after which the learning rate would be 0; auto: computed from final_learning_rate"
+    )
+    final_learning_rate: NonNegativeFloat | None = _text(
+        None, "only with `max_steps: auto`: learning rate wanted at the end of the last epoch"
+    )
+    max_epochs: PositiveInt = _text(4, "times through the training data")
+    stop_after: StopAfter = Field(default_factory=StopAfter, description="end the run early; the schedule stays")
+    weight_decay: NonNegativeFloat = _text(0.01, "AdamW weight decay; none on biases and LayerNorm weights")
+    max_grad_norm: PositiveFloat = _text(1.0, "gradients are clipped to this norm")
+    task_weights: dict[TaskName, NonNegativeFloat] = _text(
+        {}, "weight of a task in the loss; what is left out as in SPEC"
+    )
+
+    mask_probability: Annotated[float, Field(gt=0, le=1)] = _text(0.15, "part of the tokens chosen for the mask tasks")
+    random_tokens: Literal["molecule", "all"] = _text(
+        "molecule", "random replacements: the molecule's own letters, or (the original) all tokens but [PAD]"
+    )
+    keyword_negatives: bool = _text(
+        True, "absent keywords of a protein with keywords count as negatives; false (the original) ignores them"
+    )
+
+    model_dirpath: str | None = _text(
+        None, "folder of a LucaOne or LucaVirus checkpoint to start from; null: from scratch"
+    )
+    loss_logging_steps: PositiveInt = _text(1000, "steps between lines of loss in metrics.jsonl")
+    logging_steps: PositiveInt = _text(
+        1000, "steps between full records (per-task curves, speed, memory) in TensorBoard"
+    )
+    save_steps: PositiveInt = _text(200000, "steps between checkpoints")
+    keep_last: PositiveInt = _text(3, "checkpoints kept; older ones are removed once a newer one is whole")
+
+    device: Literal["auto", "cpu"] = _text("auto", "auto: GPUs when there are any; cpu: never")
+    cpu_ranks: PositiveInt = _text(1, "processes of a training without GPU")
+    worker_num: NonNegativeInt = _text(1, "data-loader processes a GPU; 0: batches are made in the training process")
+    precision: Literal["auto", "fp32", "bf16"] = _text(
+        "auto", "of the computation: auto is bf16 on a GPU, fp32 on a CPU"
+    )
+    max_tokens_per_pack: PositiveInt | Literal["auto"] = _text("auto", "tokens computed at once; bounds the memory")
+
+    @property
+    def sequences_per_update(self) -> int:
+        """B: sequences of one optimizer update, whatever the number of processes that really run."""
+        return self.gpus * self.batch_size * self.gradient_accumulation_steps
+
+    def task_weight(self, task: str) -> float:
+        """Weight of a task in the loss."""
+        return self.task_weights.get(task, TASKS[task].weight)  # type: ignore[call-overload,no-any-return]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        strangers = [task for task in self.tasks if TASKS[task].molecule not in self.molecules]
+        if strangers:
+            raise ValueError(f"tasks {', '.join(strangers)} need a molecule that is not in `molecules`")
+        for molecule in self.molecules:
+            if not any(TASKS[task].molecule == molecule for task in self.tasks):
+                raise ValueError(f"molecules has {molecule}, but no task of the run learns from it")
+        if self.max_steps == "auto":
+            if self.final_learning_rate is None:
+                raise ValueError("`max_steps: auto` needs final_learning_rate")
+            if self.final_learning_rate >= self.learning_rate:
+                raise ValueError("final_learning_rate must be below learning_rate")
+        elif self.final_learning_rate is not None:
+            raise ValueError("final_learning_rate has a meaning only with `max_steps: auto`")
+        if isinstance(self.max_tokens_per_pack, int) and self.max_tokens_per_pack < self.model.max_length:
+            raise ValueError("max_tokens_per_pack must be at least the model's max_length")
+        return self
+
+
+class Settings(Frozen):
+    """All settings, complete: every run has its own copy of what it shares with others."""
+
+    project: Name = Field(description="names the folders results/{project} and work/{project}")
+    sources: tuple[Source, ...] = Field(min_length=1, description="where the sequences come from")
+    vocabularies: dict[TaskName, str] = _text(
+        {},
+        "label files, a name a line, the line number is the class id; needed for CSV sources, else built from the data",
+    )
+    gff3_types: dict[str, str | None] = _text(
+        {}, "more GFF3 feature types and their gene_type class; null ignores a type"
+    )
+    tokenize: Tokenize = Field(default_factory=Tokenize, description="how input becomes shards")
+    split: Split = Field(default_factory=Split, description="how sequences are divided")
+    runs: dict[Name, Run] = Field(min_length=1, description="the trainings; each `x` here is a target train_x")
+    report_runs: tuple[str, ...] = _text((), "runs that the target `report` shows")
+    run: str | None = _text(None, "the run that the target `resume` continues")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [source.name for source in self.sources]
+        for name in {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two sources are named {name}")
+        for task in self.vocabularies:
+            if task not in SUPERVISED:
+                raise ValueError(f"vocabularies has {task}, which has no labels")
+        for field, wanted in [("report_runs", self.report_runs), ("run", (self.run,) if self.run else ())]:
+            for name in wanted:
+                if name not in self.runs:
+                    raise ValueError(f"{field} names {name}, which is not in runs ({', '.join(self.runs)})")
+        for name, run in self.runs.items():
+            for source in self.sources:
+                if source.window_size and source.window_size > run.model.max_length - 2:
+                    raise ValueError(
+                        f"source {source.name} has windows of {source.window_size}, but run {name} reads at most "
+                        f"{run.model.max_length - 2} (max_length - 2)"
+                    )
+        return self

@@ -1,0 +1,54 @@
+"""The one error a user sees: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+# Exit status of a stage that was asked to end, saved its work, and goes on at the next start (EX_TEMPFAIL).
+PREEMPTED = 75
+
+
+class Preempted(Exception):
+    """A stage was asked to end before it was done; all its work is saved."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend.
+
+    `what` is one sentence, `where` a `file:line` or the name of a setting, `hint` what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.hint = what, where, hint
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\n  What to do: {self.hint}" if self.hint else head
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a UserError becomes one message and exit status 1, without a traceback; Preempted 75.
+
+    The message also goes to the file that the launcher names in `LUCAVIRUS_ERROR_FILE`, so that the launcher
+    can show it once, whatever number of ranks met the same problem.
+    """
+    try:
+        main()
+    except Preempted as stop:
+        _report(str(stop))
+        sys.exit(PREEMPTED)
+    except UserError as error:
+        _report(f"error: {error}")
+        sys.exit(1)
+
+
+def _report(text: str) -> None:
+    report = os.environ.get("LUCAVIRUS_ERROR_FILE")
+    if report:
+        with open(report, "a") as file:
+            file.write(f"{text}\n")
+    else:
+        print(text, file=sys.stderr)
