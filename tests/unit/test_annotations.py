@@ -1,0 +1,428 @@
+"""GFF3, TSV and OpenVirus labels: positions and classes written out by hand, and every bad row told with its line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucavirus.annotations import (
+    GENE_TYPES,
+    GFF3_TYPES,
+    Labels,
+    check_labels,
+    parse_labels,
+    read_annotations,
+    read_lines,
+    window_labels,
+)
+from lucavirus.errors import UserError
+from lucavirus.tasks import TASKS
+
+ROOT = Path(__file__).parents[3]
+PARITY = Path(os.environ.get("PARITY_FIXTURE", ROOT / "shared/fixtures/parity_a"))
+SHARED = ROOT / "shared/data"
+SIZES = {"gene_type": 8, "prot_homo": 11, "prot_site": 7, "prot_domain": 9,
+         "gene_taxonomy": 6, "prot_taxonomy": 5, "prot_keyword": 10}  # fmt: skip
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def _write(content: str | bytes, name: str) -> str:
+        path = tmp_path / name
+        data = content.encode() if isinstance(content, str) else content
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return str(path)
+
+    return _write
+
+
+def rows(*files: str, types: dict[str, str | None] | None = None) -> list[tuple[Any, ...]]:
+    return [(row.line, row.id, row.task, row.label, row.span) for row in read_annotations(files, types or {})]
+
+
+def mistake(read: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        read()
+    assert caught.value.hint
+    return str(caught.value)
+
+
+# GFF3 ------------------------------------------------------------------------------------------------------------
+
+GFF3 = """##gff-version 3
+#!processor by hand
+seq%7C1%20x\tRefSeq\tregion\t1\t3000\t.\t+\t.\tID=r
+seq%7C1%20x\tRefSeq\tCDS\t1\t90\t.\t+\t0\tID=c%3B1
+
+g2\t.\tpromoter\t5\t5\t.\t-\t.\t.
+# CDS in a comment
+g2\t.\tsnoRNA\t7\t9\t.\t-\t.\t.
+g2\t.\tfive_prime_UTR\t1\t4\t.\t-\t.\t.
+g2\t.\tmat_peptide\t1\t4\t.\t-\t.\t.
+g2\t.\tfive_prime_UTR\t1\t4\t.\t-\t.\t.
+##FASTA
+>g2
+ACGT
+"""
+
+
+@pytest.mark.parametrize("name", ["a.gff3", "a.gff", "a.gff3.gz", "a.gff.gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_gff3_by_hand(write: Write, name: str, end: str) -> None:
+    file = write(GFF3.replace("\n", end), name)
+    left_out: dict[str, Counter[str]] = {}
+    found = list(read_annotations([file], {"mat_peptide": None}, left_out))
+    assert [(row.line, row.id, row.task, row.label, row.span) for row in found] == [
+        (4, "seq|1 x", "gene_type", "CDS", (0, 89)),
+        (6, "g2", "gene_type", "regulatory", (4, 4)),
+        (8, "g2", "gene_type", "ncRNA", (6, 8)),
+    ]
+    assert found[0].where == f"{file}:4"
+    assert left_out == {file: Counter({"five_prime_UTR": 2, "region": 1})}
+
+
+def test_gff3_types_add_to_and_override_the_own_ones(write: Write) -> None:
+    file = write(GFF3, "a.gff3")
+    types: dict[str, str | None] = {"five_prime_UTR": "UTR", "promoter": None, "snoRNA": "misc_RNA"}
+    assert [row[3] for row in rows(file, types=types)] == ["CDS", "misc_RNA", "UTR", "UTR"]
+
+
+def test_gff3_ends_where_sequences_begin(write: Write) -> None:
+    assert rows(write("g\t.\tCDS\t1\t3\t.\t+\t0\t.\n>g\nA\tC\n", "a.gff3")) == [(1, "g", "gene_type", "CDS", (0, 2))]
+
+
+def test_features_of_a_circular_genome_may_run_over_its_end(write: Write) -> None:
+    file = write(
+        "c\t.\tregion\t1\t100\t.\t+\t.\tID=c;Is_circular=true;x=1\n"
+        "c\t.\tCDS\t91\t105\t.\t+\t0\t.\n"
+        "c\t.\tCDS\t101\t105\t.\t+\t0\t.\n"
+        "c\t.\tCDS\t91\t100\t.\t+\t0\t.\n"
+        "d\t.\tCDS\t91\t105\t.\t+\t0\t.\n",
+        "a.gff3",
+    )
+    assert [row[4] for row in rows(file)] == [(90, 99), (0, 4), (0, 4), (90, 99), (90, 104)]
+
+
+def test_the_map_of_feature_types_names_each_class_itself() -> None:
+    assert list(GENE_TYPES) == ["CDS", "intron", "misc_RNA", "ncRNA", "rRNA", "regulatory", "tRNA", "tmRNA"]
+    assert all(GFF3_TYPES[name] == name for name in GENE_TYPES)
+    for kind in ("regulatory_region", "promoter", "enhancer", "terminator", "polyA_signal_sequence", "TATA_box"):
+        assert GFF3_TYPES[kind] == "regulatory"
+    for kind in ("lncRNA", "lnc_RNA", "snRNA", "miRNA", "antisense_RNA", "SRP_RNA"):
+        assert GFF3_TYPES[kind] == "ncRNA"
+    assert sum(len(kinds.split()) for kinds in GENE_TYPES.values()) == len(GFF3_TYPES)
+    assert not {"gene", "mRNA", "exon", "region", "source", "five_prime_UTR"} & set(GFF3_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("g\t.\tCDS\t1\t9\t.\t+\t0", "the row has 8 columns"),
+        ("g . CDS 1 9 . + 0 x", "the row has 1 columns"),
+        ("g\t.\tCDS\tone\t9\t.\t+\t0\t.", "start 'one' and end '9' must both be numbers"),
+        ("g\t.\tCDS\t1\t\t.\t+\t0\t.", "start '1' and end '' must both be numbers"),
+        ("g\t.\tCDS\t1\t9.5\t.\t+\t0\t.", "start '1' and end '9.5' must both be numbers"),
+        ("g\t.\tCDS\t9\t3\t.\t-\t0\t.", "start 9 is after end 3"),
+        ("g\t.\tCDS\t0\t3\t.\t+\t0\t.", "start 0 is before the first position, 1"),
+        ("g\t.\tCDS\t-4\t3\t.\t+\t0\t.", "start -4 is before the first position, 1"),
+        ("g\t.\tgene\t9\t3\t.\t-\t0\t.", "start 9 is after end 3"),
+    ],
+)
+def test_bad_gff3(write: Write, row: str, what: str) -> None:
+    file = write(f"##gff-version 3\ng\t.\tCDS\t1\t3\t.\t+\t0\t.\n{row}\n", "a.gff3")
+    assert mistake(lambda: rows(file)).startswith(f"{file}:3: {what}")
+
+
+# TSV -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz", "labels"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tsv_by_hand(write: Write, name: str, end: str) -> None:
+    text = (
+        "\ufefflabel\tnote\tend\tseq_id\ttask\tstart\n"
+        'Zinc finger, "C2H2"\tx\t4\tp|1\tprot_domain\t0\n'
+        "\n"
+        "ATP-binding\t\t\tp|1\tprot_keyword\t\n"
+        '"Say ""hi"""\t\t\tp|1\tprot_keyword\t\n'
+        "Piccovirales \t\t\tp|1\tprot_taxonomy\t\n"
+        "Late\t\t9.0\tp|1\tprot_site\t7.0\n"
+        "Piccovirales\t\t\tp|1\tprot_taxonomy\t"
+    )
+    assert rows(write(text.replace("\n", end), name)) == [
+        (2, "p|1", "prot_domain", 'Zinc finger, "C2H2"', (0, 4)),
+        (4, "p|1", "prot_keyword", "ATP-binding", None),
+        (5, "p|1", "prot_keyword", 'Say "hi"', None),
+        (6, "p|1", "prot_taxonomy", "Piccovirales", None),
+        (7, "p|1", "prot_site", "Late", (7, 9)),
+        (8, "p|1", "prot_taxonomy", "Piccovirales", None),
+    ]
+
+
+def test_tsv_without_positions(write: Write) -> None:
+    file = write("seq_id\ttask\tlabel\na\tgene_taxonomy\tX\n", "a.tsv")
+    assert rows(file) == [(2, "a", "gene_taxonomy", "X", None)]
+
+
+FULL = "seq_id\ttask\tstart\tend\tlabel\na\tgene_taxonomy\t\t\tX\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("a\tgene_tpye\t1\t2\tCDS", "there is no task gene_tpye; did you mean gene_type?"),
+        ("a\tgene_mask\t\t\tCDS", "there is no task gene_mask"),
+        ("a\t\t1\t2\tCDS", "task is empty"),
+        ("\tgene_type\t1\t2\tCDS", "seq_id is empty"),
+        ("a\tgene_type\t1\t2\t ", "label is empty"),
+        ("a\tgene_type\t\t\tCDS", "start '' and end '' must both be numbers"),
+        ("a\tgene_type\t1\t\tCDS", "start '1' and end '' must both be numbers"),
+        ("a\tgene_type\t1\t2_0\tCDS", "start '1' and end '2_0' must both be numbers"),
+        ("a\tgene_type\t1.5\t2\tCDS", "start '1.5' and end '2' must both be numbers"),
+        ("a\tgene_type\t3\t2\tCDS", "start 3 is after end 2"),
+        ("a\tgene_type\t-1\t2\tCDS", "start -1 is before the first position, 0"),
+        ("a\tprot_taxonomy\t1\t2\tX", "prot_taxonomy labels whole sequences, but here is a span"),
+        ("a\tgene_taxonomy\t\t\tY", "a is Y here, but X before"),
+        ("a\tgene_taxonomy\t\tX", "the row has 4 columns, the header has 5"),
+        ('a\tgene_type\t1\t2\t"CDS', "malformed row"),
+    ],
+)
+def test_bad_tsv(write: Write, row: str, what: str) -> None:
+    file = write(f"{FULL}{row}\n", "a.tsv")
+    assert mistake(lambda: rows(file)).startswith(f"{file}:3: {what}")
+
+
+def test_two_classes_are_told_across_files_but_not_across_tasks_or_sequences(write: Write) -> None:
+    first = write(FULL, "a.tsv")
+    other = write(FULL + "b\tgene_taxonomy\t\t\tY\na\tprot_taxonomy\t\t\tY\n", "b.tsv")
+    assert len(rows(first, other)) == 4
+    third = write(FULL.replace("\tX", "\tZ"), "c.tsv")
+    assert mistake(lambda: rows(first, other, third)).startswith(f"{third}:2: a is Z here, but X before")
+    assert len(rows(first, first)) == 1  # the same file twice is one file
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "what"),
+    [
+        (b"", "", "is empty: there is no header"),
+        (b"seq_id\ttask\nx\ty\n", ":1", "the header must have the column label once"),
+        (b"seq_id,task,label\n", ":1", "the header must have the column seq_id, task, label once"),
+        (b"seq_id\ttask\tlabel\tlabel\n", ":1", "the header must have the column label once"),
+        (b"seq_id\ttask\tlabel\na\tgene_taxonomy\tcaf\xe9\n", ":2", "the line is not valid UTF-8"),
+        (b"seq_id\ttask\tlabel\na\tgene_taxonomy\tca\0\n", ":2", "is not text"),
+    ],
+)
+def test_bad_tsv_files(write: Write, content: bytes, where: str, what: str) -> None:
+    file = write(content, "a.tsv")
+    assert mistake(lambda: rows(file)).startswith(f"{file}{where}: {what}")
+
+
+def test_cut_annotation_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gff3.gz"
+    path.write_bytes(gzip.compress(("g\t.\tCDS\t1\t3\t.\t+\t0\t.\n" * 500).encode())[:-20])
+    assert mistake(lambda: rows(str(path))).startswith(f"{path}: cannot be read (Compressed file ended")
+
+
+def test_lines_end_at_line_feeds_only(write: Write) -> None:
+    file = write("\ufeffa\u2028b\x0b\x0c\nc\r\n\nd", "a.txt")
+    assert list(read_lines(file)) == [(1, "a\u2028b\x0b\x0c"), (2, "c"), (3, ""), (4, "d")]
+
+
+# OpenVirus labels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "molecule", "expected"),
+    [
+        (
+            '{"span_level": {"gene_type": [[0, 89, 0], [120, 400, 0]]},'
+            ' "seq_level": {"gene_taxonomy": 12, "gene_taxid": 123}}',
+            "gene",
+            {"gene_type": [(0, 89, 0), (120, 400, 0)], "gene_taxonomy": [(12,)]},
+        ),
+        (
+            "{'span_level': {'prot_site': [(3, 11, 99)], 'prot_homo': [], 'prot_domain': None},"
+            " 'seq_level': {'prot_taxonomy': 0, 'prot_keyword': [504, 590], 'prot_taxid': [1]}}",
+            "prot",
+            {"prot_site": [(3, 11, 99)], "prot_taxonomy": [(0,)], "prot_keyword": [(504,), (590,)]},
+        ),
+        ("{'seq_level': {'gene_taxonomy': None, 'gene_taxid': 'None'}, 'span_level': {'gene_type': ''}}", "gene", {}),
+        ("", "gene", {}),
+        ("  ", "gene", {}),
+        ("{}", "gene", {}),
+        ("null", "gene", {}),
+        ("None", "prot", {}),
+        ("[]", "prot", {}),
+        ('{"span_level": null, "seq_level": ""}', "gene", {}),
+        ('{"seq_level": {"gene_taxonomy": ""}}', "gene", {}),
+        ('{"seq_level": {"prot_keyword": [], "prot_taxonomy": 4}}', "prot", {"prot_taxonomy": [(4,)]}),
+        ('{"span_level": {"prot_site": [], "gene_type": [[1, 2, 3]]}}', "gene", {"gene_type": [(1, 2, 3)]}),
+        ("\n {'seq_level': {'gene_taxonomy': 1_0}}", "gene", {"gene_taxonomy": [(10,)]}),
+    ],
+)
+def test_labels_by_hand(text: str, molecule: Any, expected: Labels) -> None:
+    assert parse_labels(text, molecule) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "obj_label is neither JSON nor a Python literal: {"),
+        ("{'span_level': {'gene_type': [[0, 3, 1]]}", "obj_label is neither JSON nor a Python literal"),
+        ("__import__('os').system('true')", "obj_label is neither JSON nor a Python literal: __import__"),
+        ("{'seq_level': {'gene_taxonomy': 1+1}}", "obj_label is neither JSON nor a Python literal"),
+        ("[" * 100_000, "obj_label is neither JSON nor a Python literal"),
+        ("nan", "obj_label is neither JSON nor a Python literal"),
+        ("12", "obj_label is not an object"),
+        ("[1]", "obj_label is not an object"),
+        ('{"span_level": [1]}', "span_level is not an object"),
+        ('{"span": {}}', "obj_label has an unknown key 'span'"),
+        ('{"seq_level": {"gene_taxonmy": 1}}', "seq_level has an unknown key 'gene_taxonmy'"),
+        ('{"seq_level": {"gene_type": [[0, 1, 2]]}}', "seq_level has an unknown key 'gene_type'"),
+        ('{"span_level": {"gene_mask": [[0, 1, 2]]}}', "span_level has an unknown key 'gene_mask'"),
+        ("{'span_level': {3: []}}", "span_level has an unknown key 3"),
+        ('{"seq_level": {"prot_taxonomy": 1}}', "a gene cannot have a label of prot_taxonomy"),
+        ('{"seq_level": {"gene_taxonomy": "1"}}', "gene_taxonomy is not one class id: 1"),
+        ('{"seq_level": {"gene_taxonomy": [1]}}', "gene_taxonomy is not one class id: [1]"),
+        ('{"seq_level": {"gene_taxonomy": true}}', "gene_taxonomy is not one class id: True"),
+        ('{"seq_level": {"gene_taxonomy": NaN}}', "gene_taxonomy is not one class id: nan"),
+        ('{"seq_level": {"gene_taxonomy": 1.0}}', "gene_taxonomy is not one class id: 1.0"),
+        ('{"span_level": {"gene_type": [0, 3, 1]}}', "gene_type is not a list of [start, end, class id]: [0, 3, 1]"),
+        ('{"span_level": {"gene_type": [[0, 3]]}}', "gene_type is not a list of [start, end, class id]: [[0, 3]]"),
+        ('{"span_level": {"gene_type": [[0, "3", 1]]}}', "gene_type is not a list of [start, end, class id]"),
+        ('{"span_level": {"gene_type": {"a": 1}}}', "gene_type is not a list of [start, end, class id]"),
+        ('{"span_level": {"gene_type": "abc"}}', "gene_type is not a list of [start, end, class id]: abc"),
+    ],
+)
+def test_bad_labels(text: str, what: str) -> None:
+    assert mistake(lambda: parse_labels(text, "gene")).startswith(what)
+
+
+@pytest.mark.parametrize("value", ["5", "[[5]]", "[5, null]", "[true]"])
+def test_bad_keywords(value: str) -> None:
+    text = f'{{"seq_level": {{"prot_keyword": {value}}}}}'
+    assert mistake(lambda: parse_labels(text, "prot")).startswith("prot_keyword is not a list of class ids")
+
+
+def test_labels_are_never_executed(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    with pytest.raises(UserError):
+        parse_labels(f"open({str(target)!r}, 'w')", "gene")
+    assert not target.exists()
+
+
+def vectors(labels: Labels, length: int, max_length: int) -> dict[str, list[int]]:
+    """What the reference makes of labels: [CLS] body [SEP], later spans over earlier ones, -100 elsewhere."""
+    body = min(length, max_length - 2)
+    parsed = {}
+    for task, found in window_labels(labels, 0, body).items():
+        if TASKS[task].level == "span":
+            parsed[task] = [-100] * (body + 2)
+            for first, last, number in found:
+                parsed[task][first + 1 : last + 2] = [number] * (last - first + 1)
+        elif TASKS[task].multi_label:
+            parsed[task] = [1 if (n,) in found else -100 for n in range(SIZES[task])]
+        else:
+            parsed[task] = list(found[0])
+    return parsed
+
+
+def test_cases_of_the_reference() -> None:
+    path = PARITY / "label_parse.json"
+    if not path.exists():
+        pytest.skip(f"no parity fixture at {path} (set PARITY_FIXTURE)")
+    fixture = json.loads(path.read_text())
+    assert fixture["label_size"] == SIZES
+    beyond = 0
+    for case in fixture["cases"]:
+        is_text = isinstance(case["label"], str)
+        for text in {case["label"]} if is_text else {json.dumps(case["label"]), repr(case["label"])}:
+            labels = parse_labels(text, case["type"])
+            ends = [row[1] for found in labels.values() for row in found if len(row) == 3]
+            if max(ends, default=0) >= case["seq_len"]:
+                # The reference cuts at the end of the sequence; here it is a mistake of the input.
+                beyond += 1
+                with pytest.raises(UserError, match="is not within the sequence of 10 residues"):
+                    check_labels(labels, case["seq_len"], SIZES)
+            else:
+                check_labels(labels, case["seq_len"], SIZES)
+            expected = {task: vector for level in case["parsed"].values() for task, vector in level.items()}
+            found = vectors(labels, case["seq_len"], fixture["max_length"])
+            unlabelled = {task: vector for task, vector in expected.items() if set(vector) == {-100}}
+            assert found == {task: vector for task, vector in expected.items() if task not in unlabelled}
+    assert beyond == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        ({"gene_type": [(0, 9, 7)], "gene_taxonomy": [(5,)]}, None),
+        ({"gene_type": [(0, 10, 7)]}, "the gene_type span [0, 10] is not within the sequence of 10 residues"),
+        ({"gene_type": [(0, 1, 0), (-1, 3, 7)]}, "the gene_type span [-1, 3] is not within"),
+        ({"gene_type": [(5, 4, 7)]}, "the gene_type span [5, 4] is not within"),
+        ({"gene_type": [(0, 1, 8)]}, "the vocabulary of gene_type has 8 classes, from 0; there is no class 8"),
+        ({"gene_type": [(0, 1, -1)]}, "the vocabulary of gene_type has 8 classes, from 0; there is no class -1"),
+        ({"gene_taxonomy": [(6,)]}, "the vocabulary of gene_taxonomy has 6 classes, from 0; there is no class 6"),
+        ({"prot_keyword": [(1,), (10,)]}, "the vocabulary of prot_keyword has 10 classes"),
+    ],
+)
+def test_labels_out_of_range(labels: Labels, what: str | None) -> None:
+    if what is None:
+        check_labels(labels, 10, SIZES)
+    else:
+        assert mistake(lambda: check_labels(labels, 10, SIZES)).startswith(what)
+
+
+def test_windows_by_hand() -> None:
+    labels: Labels = {
+        "gene_type": [(0, 99, 1), (0, 49, 2), (50, 50, 3), (49, 60, 4), (79, 90, 5), (80, 99, 6), (55, 56, 7)],
+        "gene_taxonomy": [(12,)],
+    }
+    assert window_labels(labels, 50, 80) == {
+        "gene_type": [(0, 29, 1), (0, 0, 3), (0, 10, 4), (29, 29, 5), (5, 6, 7)],
+        "gene_taxonomy": [(12,)],
+    }
+    outside: Labels = {"prot_site": [(3, 4, 0), (9, 9, 1)], "prot_keyword": [(1,), (2,)]}
+    assert window_labels(outside, 5, 9) == {"prot_keyword": [(1,), (2,)]}
+    assert window_labels(labels, 0, 100) == labels
+
+
+def test_windows_put_together_are_the_whole() -> None:
+    labels: Labels = {"gene_type": [(3, 17, 1), (9, 9, 2), (15, 24, 3)]}
+    whole = vectors(labels, 25, 100)["gene_type"][1:-1]
+    parts: list[int] = []
+    for start in range(0, 25, 7):
+        window = window_labels(labels, start, min(start + 7, 25))
+        parts += vectors(window, min(start + 7, 25) - start, 100).get("gene_type", [0, *[-100] * 7, 0])[1:-1]
+    assert parts == whole
+
+
+# real data -------------------------------------------------------------------------------------------------------
+
+
+def shared(name: str) -> str:
+    if not (SHARED / name).exists():
+        pytest.skip(f"no shared data at {SHARED / name}")
+    return str(SHARED / name)
+
+
+def test_real_gff3() -> None:
+    left_out: dict[str, Counter[str]] = {}
+    file = shared("viruses/genomes.gff3.gz")
+    found = list(read_annotations([file], {}, left_out))
+    assert Counter(row.label for row in found) == {"CDS": 397, "regulatory": 13}
+    assert left_out[file].total() == 754 - 410 and left_out[file]["gene"] == 281
+    assert found[0].id == "zika|ref" and all(row.id.endswith("|ref") for row in found)
+
+
+def test_real_tsv() -> None:
+    counts = Counter(row.task for row in read_annotations([shared("viruses/labels.tsv")], {}))
+    assert counts == {"gene_taxonomy": 681, "prot_taxonomy": 248}

@@ -1,0 +1,356 @@
+"""FASTA and CSV into records: each record once whatever the units, and every broken input told with its line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lucavirus import records
+from lucavirus.alphabet import encode
+from lucavirus.errors import UserError
+from lucavirus.records import Record, Unit, plan_units, read_csv, read_fasta, read_unit, scan_ids
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+HEADER = b"obj_id,obj_type,obj_seq,obj_label\n"
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def _write(content: bytes, name: str = "input.fasta") -> str:
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        return str(path)
+
+    return _write
+
+
+def bodies(found: Iterator[Record] | list[Record]) -> list[tuple[str, bytes]]:
+    return [(record.id, encode(record.molecule, record.sequence)) for record in found]
+
+
+def mistake(read: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        read()
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def fasta_mistake(file: str, molecule: str = "gene") -> str:
+    return mistake(lambda: list(read_fasta(Unit(file), molecule)))  # type: ignore[arg-type]
+
+
+def csv_mistake(file: str) -> str:
+    return mistake(lambda: list(read_csv(Unit(file))))
+
+
+# FASTA -----------------------------------------------------------------------------------------------------------
+
+
+def test_fasta_by_hand(write: Write) -> None:
+    file = write(b">a first one\nACGT\nAC\n>b\tsecond > of 2\n\nG\n")
+    first, second = read_fasta(Unit(file), "gene")
+    assert (first.id, first.sequence, first.molecule, first.where) == ("a", b"ACGT\nAC\n", "gene", f"{file}:1")
+    assert (second.id, encode("gene", second.sequence), second.where) == ("b", encode("gene", b"G"), f"{file}:4")
+    assert first.labels is None
+
+
+@pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf>a\nACGT\n>b\nGG\n",
+        b"\xef\xbb\xbf\n>a\nACGT\n>b\nGG\n",
+        b">a\r\nAC\r\nGT\r\n>b\r\nGG\r\n",
+        b"\n\n>a x\n\nAC\n\nGT\n\n\n>b\nGG",
+        b"\r\n>a\r\nACGT\r\n\r\n>b\r\nGG\r\n\r\n",
+        b"> a\nACGT\n>b >c\nGG\n",
+        b">a \xc3\xa9>\nACGT\n>b\nG G\n",
+    ],
+)
+def test_fasta_of_many_habits(write: Write, name: str, content: bytes) -> None:
+    file = write(content, name)
+    expected = [("a", encode("gene", b"ACGT")), ("b", encode("gene", b"GG"))]
+    assert bodies(read_fasta(Unit(file), "gene")) == expected
+    assert list(scan_ids(file)) == ["a", "b"]
+
+
+def random_fasta(dice: random.Random) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """A FASTA with all that is allowed in it, and what must be read."""
+    end = dice.choice([b"\n", b"\r\n"])
+    content, expected = dice.choice([b"", b"\xef\xbb\xbf", end, b"\xef\xbb\xbf" + end]), []
+    for number in range(dice.randint(1, 8)):
+        name = f"s{number}" + dice.choice(["", ">", ">x", "|é"])
+        title = dice.choice(["", " > again", " a >b", "\t>"])
+        lines = [bytes(dice.choices(b"ACGTN-", k=dice.randint(0, 12))) for _ in range(dice.randint(0, 5))]
+        lines.append(bytes(dice.choices(b"ACGT", k=dice.randint(1, 9))))
+        lines += [b""] * dice.choice([0, 0, 1, 3])
+        content += b">" + f"{name}{title}".encode() + end + b"".join(line + end for line in lines)
+        expected.append((name, encode("gene", b"".join(lines))))
+    return (content.rstrip(b"\r\n") if dice.random() < 0.5 else content), expected
+
+
+@pytest.mark.parametrize("block", [1, 3, 64, records.BLOCK])
+def test_units_of_any_size_give_each_record_once(write: Write, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(records, "BLOCK", block)
+    dice = random.Random(block)
+    for _ in range(12):
+        content, expected = random_fasta(dice)
+        file = write(content)
+        assert list(scan_ids(file)) == [name for name, _ in expected]
+        for size in (1, 2, 3, 5, 7, 16, len(content) - 1, len(content), len(content) + 9):
+            units = plan_units([file], size)
+            parts = [list(read_fasta(unit, "gene")) for unit in units]
+            assert bodies(record for part in parts for record in part) == expected, (content, size)
+            for unit, part in zip(units, parts, strict=True):
+                assert all(unit.start <= record.offset < unit.end for record in part)
+                assert all(content[record.offset :].startswith(f">{record.id}".encode()) for record in part)
+
+
+def test_a_record_far_longer_than_a_block(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "BLOCK", 1000)
+    lines = b"".join(b"ACGTACGTAC" * 8 + b"\n" for _ in range(2000))
+    file = write(b">long\n" + lines + b">next\nAC\n>one_line\n" + b"G" * 50_000)
+    sequences = {"long": lines, "next": b"AC", "one_line": b"G" * 50_000}
+    expected = [(name, encode("gene", sequence)) for name, sequence in sequences.items()]
+    assert bodies(read_fasta(Unit(file), "gene")) == expected
+    assert bodies(record for unit in plan_units([file], 999) for record in read_fasta(unit, "gene")) == expected
+
+
+def test_units_are_fixed_ranges(write: Write) -> None:
+    plain, packed, empty = write(b">a\nACGTACGT\n"), write(b">a\nAC\n", "b.fasta.gz"), write(b"", "c.fasta")
+    assert plan_units([plain, packed, empty], 5) == [
+        Unit(plain, 0, 5), Unit(plain, 5, 10), Unit(plain, 10, 12), Unit(packed, 0, 0), Unit(empty, 0, 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz"])
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        (b"", None, "is empty: there is no sequence"),
+        (b"\n\r\n \n", None, "is empty: there is no sequence"),
+        (b"\xef\xbb\xbf", None, "is empty: there is no sequence"),
+        (b"\nACGT\n>a\nACGT\n", 2, "text before the first header"),
+        (b"ACGT\nACGT\n", 1, "text before the first header"),
+        (b"\n  >a\nACGT\n", 2, "text before the first header"),
+        (b">a\nAC\n>\nACGT\n", 3, "a header without an id"),
+        (b">a\nAC\n> \t\r\nACGT\n", 3, "a header without an id"),
+        (b">a\nAC\n>b\n>c\nACGT\n", 3, "the sequence b has no residues"),
+        (b">a\nAC\n>b\n\n \r\n", 3, "the sequence b has no residues"),
+        (b">a\nAC\n>b", 3, "the sequence b has no residues"),
+        (b">a\nAC\nG\0T\n>b\nAC\n", 3, "is not text"),
+        (b">a\nAC\nG\x1fT\n", 3, "is not text"),
+        (b">a\nAC\nG\x0eT\n", 3, "is not text"),
+        (b">a\nAC\nG\x08T\n", 3, "is not text"),
+        (b">a\nAC\n>b caf\xe9\nACGT\n", 3, "the line is not valid UTF-8"),
+        (b">a\nAC\n>b\nAC\xc2\xa0GT\n", 3, "the sequence b has a character that is not ASCII"),
+        (b">a\nAC\nGGT>b\nACGT\n", 3, "a '>' within the sequence a"),
+    ],
+)
+def test_broken_fasta(write: Write, name: str, content: bytes, line: int | None, what: str) -> None:
+    file = write(content, name)
+    where = file if line is None else f"{file}:{line}"
+    assert fasta_mistake(file).startswith(f"{where}: {what}")
+
+
+def test_utf_16_and_unnamed_gzip_are_not_text(write: Write) -> None:
+    assert ":1: is not text" in fasta_mistake(write(">a\nACGT\n".encode("utf-16")))
+    assert "must be named .gz" in fasta_mistake(write(gzip.compress(b">a\nACGT\n")))
+
+
+def test_broken_gzip(write: Write, tmp_path: Path) -> None:
+    whole = gzip.compress(b">a\n" + bytes(random.Random(1).choices(b"ACGT", k=50_000)) + b"\n")
+    for name, content in {
+        "cut": whole[: len(whole) // 2],
+        "no_end": whole[:-4],
+        "flipped": whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:],
+        "plain": b">a\nACGT\n",
+    }.items():
+        path = tmp_path / f"{name}.fasta.gz"
+        path.write_bytes(content)
+        message = fasta_mistake(str(path))
+        assert message.startswith(f"{path}: cannot be read (") and "gzip -t" in message
+    assert fasta_mistake(str(tmp_path / "absent.fasta")).startswith(f"{tmp_path}/absent.fasta: cannot be read")
+
+
+def test_mistakes_are_found_in_later_units(write: Write) -> None:
+    content = b">a\nACGT\n" * 50 + b">bad\n\n" + b">c\nACGT\n"
+    file = write(content)
+    found = []
+    for unit in plan_units([file], 64):
+        try:
+            list(read_fasta(unit, "gene"))
+        except UserError as error:
+            found.append(error.where)
+    assert found == [f"{file}:101"]
+
+
+PROTEINS = b">p1\nMKNPKKKSGGFRIVNMLKRG\n>p2\nVARVSPFGGLKRLPAGLLLGHGPIRMVLAILAFLRFTAIKPS\n"
+GENES = b">g1\nAGTTGTTAGTCTACGTGGACCGACAAGG\n>g2\nACAGTTTCGAATCGGAAGCTTGCTTAACGTAGTTCTAACAGTTTTTTTAATT\n"
+
+
+@pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz"])
+def test_the_other_molecule_is_refused_with_the_setting_to_change(write: Write, name: str) -> None:
+    message = fasta_mistake(write(PROTEINS, name), "gene")
+    assert "the source says `kind: gene`, but the letters are amino acids" in message
+    assert "write `kind: prot`" in message
+    message = fasta_mistake(write(GENES, name), "prot")
+    assert "the source says `kind: prot`, but the letters are bases" in message and "write `kind: gene`" in message
+    assert f"{name}:1: " in message
+
+
+def test_the_right_molecule_is_not_refused(write: Write) -> None:
+    assert len(list(read_fasta(Unit(write(PROTEINS)), "prot"))) == 2
+    assert len(list(read_fasta(Unit(write(GENES)), "gene"))) == 2
+    mostly_n = write(b">a\n" + b"N" * 20_000 + b"\nACGT\n" + GENES)
+    assert len(list(read_fasta(Unit(mostly_n), "gene"))) == 3
+
+
+def test_kind_is_judged_by_the_first_records(write: Write) -> None:
+    """A few odd records after a good beginning pass, so that the judgement costs nothing on large files."""
+    file = write(GENES * 300 + PROTEINS)
+    assert len(list(read_fasta(Unit(file), "gene"))) == 602
+
+
+# CSV -------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_by_hand(write: Write) -> None:
+    content = (
+        b"obj_label,obj_source,obj_id,obj_seq,obj_type\r\n"
+        b'"{""seq_level"": {""gene_taxonomy"": 1}}",NCBI,"g,1",ACGT,gene\r\n'
+        b"\r\n"
+        b',,p1,"MKL",prot\r\n'
+    )
+    file = write(content, "a.csv")
+    gene, protein = read_csv(Unit(file))
+    assert gene == Record("g,1", "gene", b"ACGT", file, 46, '{"seq_level": {"gene_taxonomy": 1}}')
+    assert (protein.id, protein.molecule, protein.sequence, protein.labels) == ("p1", "prot", b"MKL", "")
+    assert (gene.where, protein.where) == (f"{file}:2", f"{file}:4")
+    assert list(read_unit(Unit(file), None)) == [gene, protein]
+
+
+def random_csv(dice: random.Random) -> tuple[bytes, list[tuple[str, str, bytes, str]]]:
+    columns = ["obj_id", "obj_type", "obj_seq", "obj_label", "obj_source"][: dice.choice([4, 5])]
+    dice.shuffle(columns)
+    text, expected = io.StringIO(), []
+    writer = csv.DictWriter(text, columns, lineterminator=dice.choice(["\n", "\r\n"]), extrasaction="ignore")
+    writer.writeheader()
+    for number in range(dice.randint(1, 8)):
+        kind = dice.choice(["gene", "prot"])
+        label = dice.choice(["", "{}", '{"a": "b,c"}', "{'é': [1, 2]}", 'a""b'])
+        row = {"obj_id": f"i{number}", "obj_type": kind, "obj_seq": "ACG" * dice.randint(1, 9), "obj_label": label}
+        writer.writerow({**row, "obj_source": "x"})
+        expected.append((row["obj_id"], kind, row["obj_seq"].encode(), label))
+    content = dice.choice([b"", b"\xef\xbb\xbf"]) + text.getvalue().encode()
+    return (content.rstrip(b"\r\n") if dice.random() < 0.5 else content), expected
+
+
+@pytest.mark.parametrize("block", [1, 50, records.BLOCK])
+def test_csv_units_of_any_size_give_each_row_once(write: Write, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(records, "BLOCK", block)
+    dice = random.Random(block)
+    for _ in range(12):
+        content, expected = random_csv(dice)
+        file, packed = write(content, "a.csv"), write(content, "a.csv.gz")
+        for size in (1, 2, 7, 33, len(content) - 1, len(content)):
+            found = [record for unit in plan_units([file], size) for record in read_csv(unit)]
+            assert [(r.id, r.molecule, r.sequence, r.labels) for r in found] == expected, (content, size)
+        assert [r.id for r in read_csv(Unit(packed))] == [name for name, *_ in expected]
+
+
+def test_csv_fields_may_be_long(write: Write) -> None:
+    file = write(HEADER + b'long,gene,"' + b"ACGT" * 300_000 + b'",\n', "a.csv")
+    assert [len(record.sequence) for record in read_csv(Unit(file))] == [1_200_000]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        (b"", 1, "is empty: there is no header"),
+        (HEADER, None, "has a header but no rows"),
+        (HEADER.rstrip() + b"\r\n\r\n", None, "has a header but no rows"),
+        (b"obj_id,obj_type,obj_seq\na,gene,ACGT\n", 1, "the header must have the column obj_label once"),
+        (b"id,type,seq,obj_label\na,gene,ACGT,\n", 1, "the header must have the column obj_id, obj_type, obj_seq once"),
+        (b"obj_id," + HEADER + b"a,a,gene,ACGT,\n", 1, "the header must have the column obj_id once"),
+        (b"a,gene,ACGT,\n", 1, "the header must have the column"),
+        (HEADER + b"a,gene,ACGT,\nb,gene,ACGT\n", 3, "the row has 3 fields, the header has 4"),
+        (HEADER + b"a,gene,ACGT,{'a': 1, 'b': 2}\n", 2, "the row has 5 fields, the header has 4"),
+        (HEADER + b"a,gene,ACGT,\nb,dna,ACGT,\n", 3, "obj_type of b is 'dna'"),
+        (HEADER + b"a,gene,ACGT,\nb,,ACGT,\n", 3, "obj_type of b is ''"),
+        (HEADER + b"a,gene,ACGT,\nb,gene,,\n", 3, "the sequence b has no residues"),
+        (HEADER + b'a,gene,ACGT,\nb,gene,"  ",\n', 3, "the sequence b has no residues"),
+        (HEADER + b"a,gene,ACGT,\n,gene,ACGT,\n", 3, "the row has no obj_id"),
+        (HEADER + b'a,gene,ACGT,\nb,gene,ACGT,"{\n}"\n', 3, "malformed row"),
+        (HEADER + b'a,gene,ACGT,\nb,gene,ACGT,"{"a"}"\n', 3, "malformed row"),
+        (HEADER + b"a,gene,ACGT,\nb,gene,AC\rGT,\n", 3, "malformed row"),
+        (HEADER + b"a,gene,ACGT,\nb\xe9,gene,ACGT,\n", 3, "the line is not valid UTF-8"),
+        (HEADER + "a,gene,ACGT,\nb,gene,AC–GT,\n".encode(), 3, "the sequence b has a character that is not ASCII"),
+        (HEADER + b"a,gene,ACGT,\nb,gene,AC\0GT,\n", 3, "is not text"),
+        (b"obj_id\0\n", 1, "is not text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_broken_csv(write: Write, name: str, content: bytes, line: int | None, what: str) -> None:
+    file = write(content, name)
+    where = file if line is None else f"{file}:{line}"
+    assert csv_mistake(file).startswith(f"{where}: {what}")
+
+
+def test_no_row_ends_the_file_silently(write: Write) -> None:
+    """The original stopped at the first malformed row and served what came before it."""
+    rows = b"".join(b"g%d,gene,ACGT,\n" % n for n in range(20))
+    file = write(HEADER + rows.replace(b"g5,gene", b"g5;gene"), "a.csv")
+    seen = []
+    with pytest.raises(UserError, match=":7: the row has 3 fields"):
+        for record in read_csv(Unit(file)):
+            seen.append(record.id)
+    assert seen == [f"g{n}" for n in range(5)]
+
+
+# real data -------------------------------------------------------------------------------------------------------
+
+
+def shared(name: str) -> str:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"no shared data at {path}")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count", "residues"),
+    [
+        ("viruses/genomes.fasta.gz", "gene", 681, 7_469_816),
+        ("viruses/proteins.fasta.gz", "prot", 248, 100_829),
+        ("openvirus/gene.fasta.gz", "gene", 1000, 2_527_880),
+        ("openvirus/prot.fasta.gz", "prot", 2000, 656_929),
+    ],
+)
+def test_real_fasta(name: str, kind: str, count: int, residues: int, tmp_path: Path) -> None:
+    file = shared(name)
+    found = bodies(read_fasta(Unit(file), kind))  # type: ignore[arg-type]
+    assert len(found) == len(dict(found)) == count
+    assert sum(len(body) for _, body in found) == residues
+    assert list(scan_ids(file)) == [name for name, _ in found]
+    plain = tmp_path / "plain.fasta"
+    plain.write_bytes(gzip.decompress(Path(file).read_bytes()))
+    units = plan_units([str(plain)], 100_003)
+    assert bodies(record for unit in units for record in read_fasta(unit, kind)) == found  # type: ignore[arg-type]
+    other = "prot" if kind == "gene" else "gene"
+    assert f"write `kind: {kind}`" in fasta_mistake(file, other)
+
+
+def test_real_csv_holds_the_sequences_of_the_fasta() -> None:
+    rows = [record for part in ("0", "1") for record in read_csv(Unit(shared(f"openvirus/part_0{part}.csv.gz")))]
+    assert len(rows) == 3000
+    for kind in ("gene", "prot"):
+        fasta = dict(bodies(read_fasta(Unit(shared(f"openvirus/{kind}.fasta.gz")), kind)))
+        assert dict(bodies(record for record in rows if record.molecule == kind)) == fasta
