@@ -1,0 +1,79 @@
+"""The ranks of torchrun: who we are, on which device, and the few collectives that we need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of a stage; every collective is a no-op when there is only one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """True on the one rank that writes logs and results."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Add a tensor up over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Give the first rank's tensor to all, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, 0)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            self.sum_(torch.zeros(1, device=self.device))
+
+    def mine(self, count: int) -> range:
+        """Which of `count` units of work this rank does."""
+        return range(self.rank, count, self.world_size)
+
+    def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """Every rank's array, in the order of ranks, on every rank; shapes may differ in the first dimension."""
+        if self.world_size == 1:
+            return [array]
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(array)
+        self.sum_(sizes)
+        room = np.zeros((int(sizes.max()), *array.shape[1:]), array.dtype)
+        room[: len(array)] = array
+        sent = torch.from_numpy(room).to(self.device)
+        received = [torch.empty_like(sent) for _ in range(self.world_size)]
+        dist.all_gather(received, sent)
+        return [part[:size].cpu().numpy() for part, size in zip(received, sizes.tolist(), strict=True)]
+
+
+@contextmanager
+def joined(device: Literal["auto", "cpu"] = "auto") -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, if any, and leave it at the end."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = torch.device("cpu")
+    if device == "auto" and torch.cuda.is_available():
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world_size, chosen)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,124 @@
+"""The tokenize stage on hand-made sources: rows, windows with their labels, ranks, duplicates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lucavirus.alphabet import encode
+from lucavirus.config import Run, Settings
+from lucavirus.distributed import Ranks
+from lucavirus.errors import UserError
+from lucavirus.shards import Shard, read_index
+from lucavirus.tasks import SUPERVISED
+from lucavirus.tokenization import tokenize_source, windows
+from lucavirus.vocabularies import build_vocabularies
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def _settings(**source: Any) -> Settings:
+    return Settings(project="p", sources=({"name": "s", **source},), runs={"full": Run()})  # type: ignore[arg-type]
+
+
+def _tokenize(tmp_path: Path, settings: Settings, ranks: Ranks = ALONE) -> list[Shard]:
+    build_vocabularies(settings, tmp_path / "vocabularies")
+    tokenize_source(settings, "s", tmp_path / "vocabularies", tmp_path / "shards", ranks)
+    return [Shard(tmp_path / "shards" / entry["name"]) for entry in read_index(tmp_path / "shards")["shards"]]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_windows() -> None:
+    assert list(windows(10, None, 0)) == list(windows(10, 10, 0)) == [(0, 10)]
+    assert list(windows(10, 4, 0)) == [(0, 4), (4, 8), (8, 10)]
+    assert list(windows(10, 4, 1)) == [(0, 4), (3, 7), (6, 10)]
+    assert list(windows(8, 4, 0)) == [(0, 4), (4, 8)]
+
+
+def test_labels_follow_their_window(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    settings = _settings(
+        files=[write("a.fa", ">long\nACGTA\nCGTNN\n>short\nacgu\n")], kind="gene", window_size=4,
+        annotations=[
+            # CDS 3..6 in GFF3 is 2..5 from 0: the last two of window 0 and the first two of window 1.
+            write("a.gff3", "long\t.\tCDS\t3\t6\t.\t+\t0\t.\nlong\t.\ttRNA\t10\t10\t.\t+\t.\t.\n"),
+            write("a.tsv", "seq_id\ttask\tlabel\nlong\tgene_taxonomy\tB\nshort\tgene_taxonomy\tA\n"),
+        ],
+    )  # fmt: skip
+    (shard,) = _tokenize(tmp_path, settings)
+    assert [shard.name(n) for n in range(4)] == ["long_0_0_4", "long_1_4_8", "long_2_8_10", "short"]
+    bodies = [encode("gene", residues) for residues in (b"ACGT", b"ACGT", b"NN", b"ACGT")]
+    assert [shard.sequence(n).tobytes() for n in range(4)] == bodies
+    # Vocabulary of gene_type, sorted: CDS 0, tRNA 1.
+    assert [shard.labels(n, "gene_type").tolist() for n in range(4)] == [[[2, 3, 0]], [[0, 1, 0]], [[1, 1, 1]], []]
+    assert [shard.labels(n, "gene_taxonomy").tolist() for n in range(4)] == [[[1]], [[1]], [[1]], [[0]]]
+    parents, contents = shard.arrays["parent_hash"], shard.arrays["content_hash"]
+    assert parents[0] == parents[1] == parents[2] != parents[3]
+    assert contents[0] == contents[1] == contents[3] == parents[3]
+    assert read_index(tmp_path / "shards")["counts"] == {
+        "gene residues mapped to 5 (N)": 2, "input sequences": 2, "labels": 4, "residues": 14, "windows": 3,
+    }  # fmt: skip
+
+
+def test_openvirus_csv(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    names = {task: write(f"{task}.txt", "A\nB\nC\n") for task in SUPERVISED}
+    text = (
+        "obj_id,obj_type,obj_seq,obj_label\n"
+        "g,gene,ACGTT,\"{'span_level': {'gene_type': [[0, 1, 2], [1, 4, 0]]}, 'seq_level': {'gene_taxonomy': 1}}\"\n"
+        'p,prot,MK1,"{""span_level"": {""prot_site"": []}, ""seq_level"": {""prot_keyword"": [2, 0]}}"\n'
+    )
+    settings = Settings(
+        project="p", sources=({"name": "s", "files": [write("a.csv", text)]},), vocabularies=names, runs={"full": Run()}
+    )  # type: ignore[arg-type]
+    (shard,) = _tokenize(tmp_path, settings)
+    assert [shard.name(n) for n in range(2)] == ["g", "p"] and shard.molecule.tolist() == [0, 1]
+    assert shard.labels(0, "gene_type").tolist() == [[0, 1, 2], [1, 4, 0]]
+    assert shard.labels(0, "gene_taxonomy").tolist() == [[1]]
+    assert shard.labels(1, "prot_keyword").tolist() == [[2], [0]] and len(shard.labels(1, "prot_site")) == 0
+    assert read_index(tmp_path / "shards")["counts"]["prot residues mapped to [UNK]"] == 1
+
+
+def test_duplicate_ids_are_told_with_both_places(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    files = [write("a.fa", ">x\nACGT\n>y\nACGTACGT\n"), write("b.fa", ">z\nA\n>y again\nACGTACGTTT\n")]
+    with pytest.raises(UserError) as caught:
+        _tokenize(tmp_path, _settings(files=files, kind="gene", window_size=5))
+    assert str(caught.value).startswith(f"{files[1]}:3: the id y was used before, at {files[0]}:3")
+    assert not (tmp_path / "shards/index.json").exists()
+
+
+def test_bad_input_leaves_no_index_and_no_half_shard(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    good, bad = write("a.fa", ">x\nACGT\n"), write("b.fa", ">y\nACGT\n>z\n>w\nA\n")
+    _tokenize(tmp_path, _settings(files=[good], kind="gene"))
+    with pytest.raises(UserError, match="b.fa:3: the sequence z has no residues"):
+        _tokenize(tmp_path, _settings(files=[good, bad], kind="gene"))
+    assert not (tmp_path / "shards/index.json").exists()
+    assert all(Shard(path).verify() is None for path in (tmp_path / "shards").glob("*.h5"))
+
+
+def test_a_span_beyond_the_sequence_is_told_with_its_line(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    fasta = write("a.fa", ">x\nACGT\n")
+    gff3 = write("a.gff3", "##gff-version 3\nx\t.\tCDS\t1\t5\t.\t+\t0\t.\n")
+    with pytest.raises(UserError, match=r"a.gff3:2: .*not within the sequence of 4"):
+        _tokenize(tmp_path, _settings(files=[fasta], kind="gene", annotations=[gff3]))
+
+
+def test_a_second_set_replaces_the_first(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    two = [write("a.fa", ">x\nACGT\n"), write("b.fa", ">y\nACGTA\n")]
+    _tokenize(tmp_path, _settings(files=two, kind="gene"))
+    first = read_index(tmp_path / "shards")["fingerprint"]
+    _tokenize(tmp_path, _settings(files=two[:1], kind="gene"))
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000-000.h5", "index.json"]
+    assert read_index(tmp_path / "shards")["fingerprint"] != first
+    assert json.loads((tmp_path / "shards/index.json").read_text())["sequences"] == 1
