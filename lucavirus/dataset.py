@@ -1,0 +1,102 @@
+"""(molecule, split, row) -> sample: the dataset files and the shards they point into, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lucavirus.errors import UserError
+from lucavirus.packing import Sample
+from lucavirus.shards import Shard, map_arrays
+from lucavirus.tasks import MOLECULES, TASKS, Molecule
+
+FORMAT, VERSION = "lucavirus-dataset", 1
+
+
+class Dataset:
+    """The rows of some molecules in one split, numbered from 0: all genes, then all proteins.
+
+    `data` is the project's results folder; sequences are cut on the right to max_length - 2 tokens;
+    only labels of `tasks` are read. Nothing but the rows asked for is ever in memory.
+    """
+
+    def __init__(
+        self, data: Path, molecules: Sequence[Molecule], split: str, max_length: int, tasks: Sequence[str]
+    ) -> None:
+        self.body_length = max_length - 2
+        self._shards_folder = data / "shards"
+        self._tables: list[_Table] = []
+        for molecule in sorted(molecules, key=MOLECULES.index):
+            wanted = [t for t in tasks if TASKS[t].supervised and TASKS[t].molecule == molecule]
+            self._tables.append(_Table(data / "datasets" / molecule / f"{split}.h5", wanted))
+        self._starts = np.concatenate([[0], np.cumsum([len(table) for table in self._tables])]).astype(np.int64)
+        # A memory-mapped shard costs open files and page tables, not memory; far more shards than this are rare.
+        self._shard = lru_cache(maxsize=1024)(lambda name: Shard(self._shards_folder / name))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """Fingerprints of the dataset files: equal when, and only when, the sequences and labels are."""
+        return [table.fingerprint for table in self._tables]
+
+    def lengths(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of samples as the model reads them: cut, with [CLS] and [SEP]."""
+        found = np.empty(len(samples), np.int64)
+        for table, start, end in zip(self._tables, self._starts, self._starts[1:], strict=False):
+            here = (samples >= start) & (samples < end)
+            found[here] = table.length[samples[here] - start]
+        return np.minimum(found, self.body_length) + 2
+
+    def sample(self, index: int) -> Sample:
+        """Read one sample."""
+        shard, row, tasks, molecule = self._find(index)
+        labels = {task: values for task in tasks if len(values := shard.labels(row, task))}
+        return Sample(index, molecule, shard.sequence(row)[: self.body_length], labels)
+
+    def name(self, index: int) -> str:
+        """The id of one sample, as in the input (windows: with their place)."""
+        shard, row, _, _ = self._find(index)
+        return shard.name(row)
+
+    def _find(self, index: int) -> tuple[Shard, int, list[str], int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        table = self._tables[number]
+        place = index - int(self._starts[number])
+        return self._shard(table.shards[table.shard[place]]), int(table.row[place]), table.tasks, table.molecule
+
+
+class _Table:
+    """One dataset file."""
+
+    def __init__(self, path: Path, tasks: list[str]) -> None:
+        arrays, attributes = map_arrays(path, FORMAT, VERSION)
+        self.shard, self.row, self.length = arrays["shard"], arrays["row"], arrays["length"]
+        self.shards: list[str] = json.loads(attributes["shards"])
+        self.fingerprint: str = attributes["fingerprint"]
+        self.molecule = MOLECULES.index(attributes["molecule"])
+        self.tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def classes_of(vocabularies: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> dict[str, int]:
+    """Vocabulary sizes of the supervised tasks that can be trained: those that have a label at all."""
+    return {task: len(vocabularies[task]) for task in tasks if TASKS[task].supervised and vocabularies[task]}
+
+
+def require_samples(dataset: Dataset, what: str) -> None:
+    """Raise UserError for an empty training set."""
+    if not len(dataset):
+        raise UserError(
+            f"there are no training sequences for {what}", hint="look at datasets/summary.tsv: add sources of its "
+            "molecules, or lower split.dev and split.test",
+        )  # fmt: skip

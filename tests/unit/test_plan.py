@@ -1,0 +1,97 @@
+"""The order of samples, who computes them, and the schedule's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lucavirus.config import Run
+from lucavirus.counters import permute
+from lucavirus.plan import Plan, automatic_max_steps, crosses, pack, sequence_costs, share
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 257, 5000])
+def test_permutation_is_a_bijection(size: int) -> None:
+    image = permute(np.arange(size), size, seed=1111, epoch=3)
+    assert sorted(image.tolist()) == list(range(size))
+
+
+def test_permutation_is_the_same_asked_whole_or_in_parts() -> None:
+    whole = permute(np.arange(1000), 1000, 7, 0)
+    parts = np.concatenate([permute(np.arange(start, start + 100), 1000, 7, 0) for start in range(0, 1000, 100)])
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_permutation_looks_random() -> None:
+    size = 20_000
+    first, second = (permute(np.arange(size), size, 7, epoch) for epoch in (0, 1))
+    assert np.mean(first == second) < 0.001 and np.mean(first == np.arange(size)) < 0.001
+    # For independent uniforms these correlations are 0, with a deviation of 1/sqrt(size) = 0.007.
+    assert abs(np.corrcoef(first, np.arange(size))[0, 1]) < 0.03
+    assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.03
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
+
+
+def test_permutation_of_a_huge_corpus_is_immediate() -> None:
+    size = 15_718_611
+    image = permute(np.arange(12_000_000, 12_000_256), size, 1111, 2)
+    assert len(set(image.tolist())) == 256 and image.min() >= 0 and image.max() < size
+
+
+PLAN = Plan(samples=100, gpus=2, batch_size=3, accumulation=4, seed=5, epochs=3)
+
+
+def test_each_sample_once_an_epoch() -> None:
+    assert (PLAN.sequences_per_update, PLAN.updates_per_epoch, PLAN.steps_per_epoch) == (24, 5, 17)
+    for epoch in range(3):
+        seen = np.concatenate([PLAN.update_samples(5 * epoch + n) for n in range(5)])
+        assert sorted(seen.tolist()) == list(range(100))
+    assert [len(PLAN.update_samples(n)) for n in range(5)] == [24, 24, 24, 24, 4]
+
+
+def test_steps_count_micro_batches_and_the_last_update_has_the_remainder() -> None:
+    # 100 samples in steps of 6 are 17 steps an epoch; 4 steps an update, the fifth update has the last one.
+    assert [PLAN.position(u).step for u in range(7)] == [0, 4, 8, 12, 16, 17, 21]
+    assert (PLAN.position(7).epoch, PLAN.position(7).index) == (1, 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_each_sample_once_over_ranks_and_packs(ranks: int) -> None:
+    lengths = np.random.default_rng(0).integers(3, 900, 64)
+    found: list[int] = []
+    for mine in share(sequence_costs(lengths, 64), ranks):
+        for members in pack(lengths[mine], 1000):
+            assert lengths[mine][members].sum() <= 1000
+            found += mine[members].tolist()
+    assert sorted(found) == list(range(64))
+
+
+def test_ranks_get_like_amounts_of_work() -> None:
+    costs = sequence_costs(np.random.default_rng(0).integers(100, 3074, 256), 2560)
+    work = [costs[mine].sum() for mine in share(costs, 8)]
+    assert max(work) / np.mean(work) < 1.01
+
+
+def test_more_ranks_than_samples_leaves_some_without_work() -> None:
+    assert [len(part) for part in share(np.ones(2), 4)] == [1, 1, 0, 0]
+
+
+def test_pack_is_best_fit_decreasing() -> None:
+    packs = [members.tolist() for members in pack(np.array([5, 9, 4, 6, 1]), 10)]
+    assert packs == [[1, 4], [3, 2], [0]]
+
+
+def test_intervals_are_crossed_once() -> None:
+    assert [crosses(a, a + 4, 10) for a in range(0, 40, 4)] == [
+        False, False, True, False, True, False, False, True, False, True,
+    ]  # fmt: skip
+
+
+def test_max_steps_is_the_seeds_number() -> None:
+    assert automatic_max_steps(15_718_611, 4, 8 * 1 * 32, 2e-4, 1.5e-4) == 982_413
+
+
+def test_plan_of_the_full_recipe() -> None:
+    plan = Plan.of(Run(), 15_718_611)
+    assert (plan.sequences_per_update, plan.updates_per_epoch, plan.updates) == (256, 61_401, 245_604)
+    assert plan.position(6250).step == 200_000
