@@ -1,0 +1,185 @@
+"""The encoder, the LM head and the task heads; parameter names are those of the original checkpoints (SPEC section 3).
+
+Shapes: T tokens of a pack, C width, H heads, D head size, M rows that a head is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lucavirus import alphabet
+from lucavirus.attention import Layout, attend
+from lucavirus.config import Run
+from lucavirus.tasks import SUPERVISED, TASKS
+
+_ROTARY_BASE = 10000.0
+_LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that decides the shapes of the parameters; `heads` maps a supervised task to (hidden width, classes)."""
+
+    hidden_size: int
+    layers: int
+    attention_heads: int
+    max_length: int
+    heads: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, run: Run, classes: Mapping[str, int]) -> Architecture:
+        """The model of a run; `classes` are the sizes of the vocabularies, tasks without classes get no head."""
+        heads: dict[str, tuple[int, int]] = {
+            task: (run.model.head_width(task), classes[task])
+            for task in SUPERVISED
+            if task in run.tasks and classes[task] > 0
+        }
+        model = run.model
+        return cls(model.hidden_size, model.num_attention_layers, model.num_attention_heads, model.max_length, heads)
+
+    def to_json(self) -> dict[str, Any]:
+        """The `config.json` of a published model, with the original's key names."""
+        config: dict[str, Any] = {
+            "architectures": ["LucaVirus"],
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.attention_heads,
+            "max_position_embeddings": self.max_length,
+            "vocab_size": len(alphabet.TOKENS),
+            "type_vocab_size": 2,
+            "tasks": list(self.heads),
+        }
+        for task, (width, classes) in self.heads.items():
+            config |= {f"{task}_classifier_output_size": width, f"{task}_label_num": classes}
+        return config
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Architecture:
+        """The inverse of `to_json`."""
+        heads = {t: (config[f"{t}_classifier_output_size"], config[f"{t}_label_num"]) for t in config["tasks"]}
+        return cls(
+            config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"],
+            config["max_position_embeddings"], heads,
+        )  # fmt: skip
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
+        """Attend within each sequence of the pack; (T, C) to (T, C)."""
+        q, k, v = (
+            projection(x_TC).unflatten(-1, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(attend(_rotate(q, rotary), _rotate(k, rotary), v, layout).flatten(-2))  # type: ignore[no-any-return]
+
+
+def _rotate(x_THD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rotary
+    first, second = x_THD.chunk(2, dim=-1)
+    return (x_THD * cos + torch.cat((-second, first), dim=-1) * sin).to(x_THD.dtype)
+
+
+class Layer(nn.Module):
+    """A pre-LN Transformer layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.pre_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.self_attn = SelfAttention(width, heads)
+        self.post_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
+        """Attention and feed-forward, each behind its LayerNorm and added to its input; (T, C) to (T, C)."""
+        x_TC = x_TC + self.self_attn(self.pre_layer_norm(x_TC), rotary, layout)
+        return x_TC + self.fc2(F.gelu(self.fc1(self.post_layer_norm(x_TC))))  # type: ignore[no-any-return]
+
+
+class LMHead(nn.Module):
+    """Predicts tokens; its output matrix is the token embedding."""
+
+    def __init__(self, width: int, embedding: Tensor) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        assert isinstance(embedding, nn.Parameter)
+        self.weight = embedding
+        self.bias = nn.Parameter(torch.zeros(len(embedding)))
+
+    def forward(self, x_MC: Tensor) -> Tensor:
+        """Scores of the 39 tokens, (M, 39)."""
+        return F.linear(self.layer_norm(F.gelu(self.dense(x_MC))), self.weight, self.bias)
+
+
+class LucaVirus(nn.Module):
+    """The encoder over packed sequences, with a head for each task.
+
+    Seeded by `seed` alone, whatever the state of the global generator.
+    """
+
+    def __init__(self, architecture: Architecture, seed: int = 0) -> None:
+        super().__init__()
+        width = architecture.hidden_size
+        self.architecture = architecture
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed_tokens = nn.Embedding(len(alphabet.TOKENS), width)
+            self.embed_type = nn.Embedding(2, width)
+            self.layers = nn.ModuleList(Layer(width, architecture.attention_heads) for _ in range(architecture.layers))
+            self.last_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+            self.lm_head = LMHead(width, self.embed_tokens.weight)
+            self.hidden_layer_list = nn.ModuleList(nn.Linear(width, size) for size, _ in architecture.heads.values())
+            self.classifier_list = nn.ModuleList(nn.Linear(*sizes) for sizes in architecture.heads.values())
+            self._initialise()
+        self._head_number = {task: number for number, task in enumerate(architecture.heads)}
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for layer in self.layers:
+            attention = layer.self_attn
+            assert isinstance(attention, SelfAttention)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+                nn.init.xavier_uniform_(projection.weight, gain=2**0.5)
+            nn.init.zeros_(attention.out_proj.bias)
+        self.embed_tokens.weight[alphabet.PAD] = 0
+
+    def forward(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> Tensor:
+        """Hidden states (T, C) of packed sequences; positions are counted from 0 at each [CLS]."""
+        return self.layer_outputs(tokens_T, types_T, positions_T, layout)[-1]
+
+    def layer_outputs(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> list[Tensor]:
+        """The input of the first layer, the output of each layer, and the hidden states after the last LayerNorm."""
+        x_TC = self.embed_tokens(tokens_T) + self.embed_type(types_T)
+        rotary = self._rotary(positions_T)
+        outputs = [x_TC]
+        for layer in self.layers:
+            outputs.append(layer(outputs[-1], rotary, layout))
+        outputs.append(self.last_layer_norm(outputs[-1]))
+        return outputs
+
+    def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.architecture.hidden_size // self.architecture.attention_heads
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=positions_T.device) / size
+        angles = torch.outer(positions_T.float(), _ROTARY_BASE**-exponents)
+        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+        return angles.cos(), angles.sin()
+
+    def logits(self, task: str, x_MC: Tensor) -> Tensor:
+        """Scores (M, classes) of a task for chosen rows of the hidden states."""
+        if TASKS[task].level == "token":
+            return self.lm_head(x_MC)  # type: ignore[no-any-return]
+        number = self._head_number[task]
+        return self.classifier_list[number](F.gelu(self.hidden_layer_list[number](x_MC)))  # type: ignore[no-any-return]

@@ -1,0 +1,104 @@
+"""Parameter names and initialisation of SPEC section 3, and weights in other layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lucavirus.errors import UserError
+from lucavirus.model import Architecture, LucaVirus
+from lucavirus.weights import export_weights, import_weights, save_weights
+
+SMALL = Architecture(32, 2, 4, 20, {"gene_type": (8, 3), "prot_keyword": (6, 5)})
+
+
+def test_parameter_names_and_shapes() -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in LucaVirus(SMALL).state_dict().items()}
+    square = {f"layers.{i}.self_attn.{x}_proj.weight": (32, 32) for i in range(2) for x in ("q", "k", "v", "out")}
+    assert square.items() <= shapes.items()
+    assert shapes["layers.1.fc1.weight"] == (128, 32) and shapes["layers.1.fc2.bias"] == (32,)
+    assert shapes["embed_tokens.weight"] == shapes["lm_head.weight"] == (39, 32)
+    assert shapes["embed_type.weight"] == (2, 32)
+    assert shapes["hidden_layer_list.1.weight"] == (6, 32) and shapes["classifier_list.1.weight"] == (5, 6)
+    assert len(shapes) == 2 * 16 + 2 + 2 + 6 + 8
+
+
+def test_initialisation() -> None:
+    model = LucaVirus(Architecture(256, 1, 4, 20, {}), seed=3)
+    model.requires_grad_(False)
+    attention = model.layers[0].self_attn
+    # Xavier-uniform with gain sqrt(2): the bound is sqrt(2) * sqrt(6 / (256 + 256)).
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        weight = getattr(attention, name).weight
+        assert float(weight.abs().max()) == pytest.approx(2**0.5 * (6 / 512) ** 0.5, rel=1e-3)
+    assert not attention.out_proj.bias.any() and attention.q_proj.bias.any() and not model.lm_head.bias.any()
+    assert not model.embed_tokens.weight[0].any()
+    assert float(model.embed_tokens.weight[1:].std()) == pytest.approx(1, abs=0.03)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first, state = export_weights(LucaVirus(SMALL, seed=7)), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    second, third = export_weights(LucaVirus(SMALL, seed=7)), export_weights(LucaVirus(SMALL, seed=8))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["layers.0.fc1.weight"], third["layers.0.fc1.weight"])
+
+
+def test_configuration_comes_back() -> None:
+    assert Architecture.from_json(SMALL.to_json()) == SMALL
+    assert SMALL.to_json()["num_hidden_layers"] == 2 and SMALL.to_json()["gene_type_label_num"] == 3
+
+
+@pytest.mark.parametrize("layout", ["ours", "module", "pickle", "hugging_face"])
+def test_every_layout_is_read(tmp_path: Path, layout: str) -> None:
+    source, target = LucaVirus(SMALL, seed=1), LucaVirus(SMALL, seed=2)
+    weights = export_weights(source)
+    if layout == "ours":
+        save_weights(source, tmp_path / "model.safetensors")
+    elif layout == "hugging_face":
+        save_file({_hugging_face(name): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    else:
+        prefix = "module." if layout == "module" else ""
+        name = "pytorch.pth" if layout == "module" else "pytorch_model.bin"
+        torch.save({prefix + key: tensor for key, tensor in weights.items()}, tmp_path / name)
+    found = import_weights(target, tmp_path)
+    assert found.left == [] and found.unused == [] and len(found.taken) == len(weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in export_weights(target).items())
+
+
+def _hugging_face(name: str) -> str:
+    if name.startswith("embed"):
+        return f"lucavirus.embeddings.{name}"
+    if name.startswith(("layers", "last_layer_norm")):
+        return f"lucavirus.encoder.{name}"
+    return name.replace("lm_head.weight", "lm_head.decoder.weight")
+
+
+def test_what_does_not_fit_is_reported(tmp_path: Path) -> None:
+    other = LucaVirus(Architecture(32, 3, 4, 20, {"gene_type": (8, 4)}), seed=1)
+    save_weights(other, tmp_path / "model.safetensors")
+    model = LucaVirus(SMALL, seed=2)
+    before = export_weights(model)
+    found = import_weights(model, tmp_path)
+    assert found.left == [
+        "hidden_layer_list.1.weight", "hidden_layer_list.1.bias", "classifier_list.0.weight", "classifier_list.0.bias",
+        "classifier_list.1.weight", "classifier_list.1.bias",
+    ]  # fmt: skip
+    assert "layers.2.fc1.weight" in found.unused and "left at its initialisation: classifier_list.0.bias" in str(found)
+    after, given = export_weights(model), load_file(tmp_path / "model.safetensors")
+    assert torch.equal(after["classifier_list.0.weight"], before["classifier_list.0.weight"])
+    assert torch.equal(after["layers.0.fc1.weight"], given["layers.0.fc1.weight"])
+
+
+def test_a_folder_without_weights_and_a_pickled_module_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has none of model.safetensors"):
+        import_weights(LucaVirus(SMALL), tmp_path)
+    torch.save(LucaVirus(SMALL), tmp_path / "pytorch.pth")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        import_weights(LucaVirus(SMALL), tmp_path)
