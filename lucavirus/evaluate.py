@@ -1,0 +1,165 @@
+"""Loss and metrics of a model on a split: work shared by ranks, every sample once, the same numbers for any ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lucavirus import alphabet
+from lucavirus.attention import make_layout
+from lucavirus.config import Run
+from lucavirus.dataset import Dataset
+from lucavirus.distributed import Ranks
+from lucavirus.loader import evaluation_pack, evaluation_packs
+from lucavirus.losses import sequence_losses
+from lucavirus.metrics import Confusion, masked_token_metrics, multi_class_metrics, multi_label_metrics
+from lucavirus.model import LucaVirus
+from lucavirus.packing import Pack, TaskLabels
+from lucavirus.tasks import TASKS
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How packs are computed: where, in which precision, how many tokens at once."""
+
+    device: torch.device
+    dtype: torch.dtype
+    capacity: int
+
+    def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
+        """Hidden states of a pack that is on the device."""
+        layout = make_layout(pack.offsets, self.device, self.dtype)
+        hidden: Tensor = model(pack.tokens, pack.types, pack.positions, layout)
+        return hidden
+
+    def autocast(self) -> torch.autocast:
+        """The context of the computation; does nothing in fp32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class _Collected:
+    """What the packs of this rank gave: per sample and task a loss and a label count, and what the metrics need."""
+
+    def __init__(self, samples: int, tasks: list[str], metrics: bool) -> None:
+        self.tasks, self.metrics = tasks, metrics
+        self.losses = np.zeros((len(tasks), samples))
+        self.counts = np.zeros((len(tasks), samples), np.int64)
+        self.pairs: dict[str, list[NDArray[np.int64]]] = {task: [] for task in tasks}
+        self.scores: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int8]]] = []
+
+    def add(self, task: str, samples: NDArray[np.int64], logits: Tensor, labels: TaskLabels) -> None:
+        number = self.tasks.index(task)
+        self.losses[number, samples] = sequence_losses(logits, labels).double().cpu().numpy()
+        targets = labels.targets.cpu().numpy()
+        self.counts[number, samples] = (targets == 1).sum(1) if TASKS[task].multi_label else labels.counts.cpu().numpy()
+        if not self.metrics:
+            return
+        if TASKS[task].multi_label:
+            self.scores.append((samples, logits.float().sigmoid().cpu().numpy(), targets))
+        else:
+            codes = targets * logits.shape[1] + logits.argmax(1).cpu().numpy()
+            self.pairs[task].append(np.stack(np.unique(codes, return_counts=True), axis=1))
+
+
+@torch.inference_mode()
+def evaluate_split(
+    model: LucaVirus,
+    dataset: Dataset,
+    run: Run,
+    classes: dict[str, int],
+    compute: Compute,
+    ranks: Ranks,
+    *,
+    metrics: bool,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Evaluate a model on all samples of a dataset, with fixed masks and the training weights of the tasks.
+
+    Returns {"loss": mean over sequences, "tasks": {task: {"loss", metrics, "baseline", "n_sequences", "n_labels"}}};
+    tasks without a label there are left out. Packs do not depend on the ranks, each sample is computed by one
+    rank, and sums run in the order of samples: so the numbers are the same for any number of ranks.
+    """
+    tasks: list[str] = [task for task in run.tasks if not TASKS[task].supervised or task in classes]
+    collected = _Collected(len(dataset), tasks, metrics)
+    packs = evaluation_packs(dataset, compute.capacity)
+    for done, number in enumerate(ranks.mine(len(packs)), start=1):
+        pack = evaluation_pack(dataset, packs[number], run, classes).to(compute.device)
+        with compute.autocast():
+            hidden = compute.hidden(model, pack)
+            for task, labels in pack.labels.items():
+                samples = np.asarray(pack.samples)[labels.sequences.cpu().numpy()]
+                collected.add(task, samples, model.logits(task, hidden[labels.positions]), labels)
+        progress(done, len(ranks.mine(len(packs))))
+    return _summarise(collected, run, classes, ranks)
+
+
+def _summarise(collected: _Collected, run: Run, classes: dict[str, int], ranks: Ranks) -> dict[str, Any]:
+    losses, counts = _everywhere(collected.losses, ranks), _everywhere(collected.counts, ranks)
+    weights = np.array([run.task_weight(task) for task in collected.tasks])
+    total = float((weights[:, None] * losses).sum(0).mean()) if losses.shape[1] else 0.0
+    summaries = {}
+    for number, task in enumerate(collected.tasks):
+        labelled = counts[number] > 0
+        found = _task_metrics(collected, task, classes, losses[number], counts[number], ranks)
+        if labelled.any():
+            summaries[task] = {
+                "loss": float(losses[number][labelled].mean()),
+                **found,
+                "n_sequences": int(labelled.sum()),
+                "n_labels": int(counts[number].sum()),
+            }
+    return {"loss": total, "tasks": summaries}
+
+
+def _task_metrics(
+    collected: _Collected,
+    task: str,
+    classes: dict[str, int],
+    losses: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    ranks: Ranks,
+) -> dict[str, Any]:
+    if not collected.metrics or not counts.any():
+        return {}
+    if TASKS[task].multi_label:
+        scores, truth = _all_scores(collected, classes[task], ranks)
+        metrics, baseline = multi_label_metrics(scores, truth)
+    else:
+        confusion = _all_pairs(collected.pairs[task], classes.get(task, len(alphabet.TOKENS)), ranks)
+        if TASKS[task].level == "token":
+            metrics, baseline = masked_token_metrics(confusion, float((losses * counts).sum() / counts.sum()))
+        else:
+            metrics, baseline = multi_class_metrics(confusion)
+    return {**metrics, "baseline": baseline}
+
+
+def _everywhere(mine: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
+    # Each element is non-zero on one rank only, so that the sum is exact.
+    tensor = torch.from_numpy(mine).to(ranks.device)
+    ranks.sum_(tensor)
+    return tensor.cpu().numpy()
+
+
+def _all_pairs(pairs: list[NDArray[np.int64]], classes: int, ranks: Ranks) -> Confusion:
+    mine = np.concatenate([np.empty((0, 2), np.int64), *pairs])
+    everyone = np.concatenate(ranks.gather(mine))
+    codes, inverse = np.unique(everyone[:, 0], return_inverse=True)
+    counts = np.zeros(len(codes), np.int64)
+    np.add.at(counts, inverse, everyone[:, 1])
+    return Confusion(codes // classes, codes % classes, counts)
+
+
+def _all_scores(collected: _Collected, classes: int, ranks: Ranks) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    empty = (np.empty(0, np.int64), np.empty((0, classes), np.float32), np.empty((0, classes), np.int8))
+    columns = [np.concatenate(parts) for parts in zip(empty, *collected.scores, strict=True)]
+    samples, scores, truth = (np.concatenate(ranks.gather(column)) for column in columns)
+    order = np.argsort(samples)
+    return scores[order], truth[order]

@@ -1,0 +1,85 @@
+"""The evaluate stage: a published model on dev and test, as evaluation.json and a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from lucavirus.config import Run, Settings
+from lucavirus.dataset import Dataset
+from lucavirus.distributed import Ranks, joined
+from lucavirus.errors import UserError
+from lucavirus.evaluate import evaluate_split
+from lucavirus.files import replace_json, replace_text
+from lucavirus.model import Architecture, LucaVirus
+from lucavirus.prepare import resolve_compute
+from lucavirus.vocabularies import read_vocabularies
+from lucavirus.weights import import_weights
+
+
+def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, out: Path) -> None:
+    """Evaluate a run's published model on dev and test and write `out` (JSON) and the same as a table (.tsv)."""
+    run = settings.runs[name]
+    with joined(run.device) as ranks:
+        model = load_model(model_folder).to(ranks.device)
+        splits = {split: _evaluate(model, run, data, split, ranks) for split in ("dev", "test")}
+        if ranks.first:
+            tasks = {split: found["tasks"] for split, found in splits.items() if found}
+            losses = {split: found["loss"] for split, found in splits.items() if found}
+            replace_text(out.with_suffix(".tsv"), table(tasks).to_csv(sep="\t", index=False))
+            replace_json(out, {"run": name, "checkpoint": str(model_folder), "loss": losses, "splits": tasks})
+        ranks.barrier()
+
+
+def load_model(folder: Path) -> LucaVirus:
+    """A published model, all of its weights found."""
+    architecture = Architecture.from_json(json.loads((folder / "config.json").read_text()))
+    model = LucaVirus(architecture)
+    left = import_weights(model, folder).left
+    if left:
+        raise UserError(f"the weights lack {', '.join(left)}", where=str(folder), hint="publish the model again: "
+                        "run the training's target once more")  # fmt: skip
+    return model.eval()
+
+
+def _evaluate(model: LucaVirus, run: Run, data: Path, split: str, ranks: Ranks) -> dict[str, Any] | None:
+    # The vocabularies of now, not of the time of training: a model with other heads must not be scored by them.
+    sizes = {task: len(names) for task, names in read_vocabularies(data / "vocabularies").items()}
+    classes = {task: classes for task, (_, classes) in model.architecture.heads.items()}
+    changed = [task for task, size in classes.items() if sizes[task] != size]
+    if changed:
+        raise UserError(f"the label vocabularies of {', '.join(changed)} have changed since the model was trained",
+                        hint="train the run again under a new name, or bring the old labels back")  # fmt: skip
+    tasks = tuple(task for task in run.tasks if task in classes or sizes.get(task) is None)
+    run = run.model_copy(update={"tasks": tasks})
+    dataset = Dataset(data, run.molecules, split, run.model.max_length, tasks)
+    if not len(dataset):
+        return None
+    parameters = sum(p.numel() for p in model.parameters())
+    width = model.architecture.layers * model.architecture.hidden_size
+    compute = resolve_compute(run, ranks.device, parameters, width)
+    with tqdm(desc=split, unit="pack", file=sys.stderr, mininterval=1.0, ncols=110, disable=not ranks.first) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return evaluate_split(model, dataset, run, classes, compute, ranks, metrics=True, progress=progress)
+
+
+def table(splits: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row a split, task and metric: value and baseline (the best constant answer)."""
+    rows = []
+    for split, tasks in splits.items():
+        for task, found in tasks.items():
+            size = {"n_sequences": found["n_sequences"], "n_labels": found["n_labels"]}
+            rows.append({"split": split, "task": task, "metric": "loss", "value": found["loss"], **size})
+            for metric, baseline in found["baseline"].items():
+                value = {"value": found[metric], "baseline": baseline}
+                rows.append({"split": split, "task": task, "metric": metric, **value, **size})
+    return pd.DataFrame(rows, columns=["split", "task", "metric", "value", "baseline", "n_sequences", "n_labels"])

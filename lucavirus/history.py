@@ -1,0 +1,78 @@
+"""What the first rank of a training says while it runs: metrics.jsonl, TensorBoard events, log, progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lucavirus.distributed import Ranks
+
+
+class History:
+    """Writes on the first rank and is silent on the others.
+
+    `kept_bytes` is the length of metrics.jsonl at the checkpoint that the run goes on from: what was written after it
+    will be written again, so it is cut off.
+    """
+
+    def __init__(self, work: Path, ranks: Ranks, kept_bytes: int, first_update: int) -> None:
+        self.path = work / "metrics.jsonl"
+        self._first = ranks.first
+        self._bar: tqdm[Any] | None = None
+        if not self._first:
+            return
+        self._log = open(work / "train.log", "a", buffering=1)  # noqa: SIM115 - open for the whole run
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        self._file.truncate(min(kept_bytes, self.path.stat().st_size))
+        self._board = SummaryWriter(str(work / "tensorboard"), purge_step=first_update + 1)
+
+    def flushed_size(self) -> int:
+        """Bytes of metrics.jsonl so far, all of them on disk; 0 on other ranks."""
+        if not self._first:
+            return 0
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def say(self, text: str) -> None:
+        """A line for people: on the screen above the progress bar, and in the trainer's own log."""
+        if self._first:
+            self._log.write(f"{time.strftime('%F %T')} {text}\n")
+            tqdm.write(text, file=sys.stderr)
+
+    def event(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and scalars for TensorBoard at the record's update."""
+        if not self._first:
+            return
+        self._file.write((json.dumps({**record, "time": round(time.time(), 3)}) + "\n").encode())
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, record["update"])
+
+    def start_bar(self, done: int, total: int) -> None:
+        """Show the progress bar, counted in updates."""
+        if self._first:
+            self._bar = tqdm(initial=done, total=total, unit="update", file=sys.stderr, mininterval=1.0, ncols=110)
+
+    def advance(self, loss: float, rate: float, tokens_per_s: float) -> None:
+        """Move the progress bar on by one update."""
+        if self._bar is not None:
+            shown = f"loss {loss:.3f} lr {rate:.2e} {tokens_per_s:,.0f} tokens/s"
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update()
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        if not self._first:
+            return
+        if self._bar is not None:
+            self._bar.close()
+        self._board.close()
+        self.flushed_size()
+        self._file.close()
+        self._log.close()

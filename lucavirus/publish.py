@@ -1,0 +1,42 @@
+"""Results of a training, put in place last: everything here can be made again from the checkpoints in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from lucavirus.files import flush, replace_text
+from lucavirus.model import Architecture
+
+_WEIGHTS = "model.safetensors"
+
+
+def publish_model(best: Path, last: Path, architecture: Architecture, vocabularies: Path, out: Path) -> None:
+    """Make `out/model`: the best weights, config.json, labels/{task}.txt; and the last weights in model/last.
+
+    `best` and `last` are checkpoints. The folder appears whole, by rename; one that stood there is replaced.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    fresh, old, final = out / ".model.tmp", out / ".model.old", out / "model"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for folder, weights in ((fresh, best), (fresh / "last", last)):
+        (folder / "labels").mkdir(parents=True)
+        shutil.copyfile(weights / _WEIGHTS, folder / _WEIGHTS)
+        (folder / "config.json").write_text(json.dumps(architecture.to_json(), indent=1) + "\n")
+        for task in architecture.heads:
+            shutil.copyfile(vocabularies / f"{task}.txt", folder / "labels" / f"{task}.txt")
+    for path in fresh.rglob("*"):
+        flush(path)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(fresh, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_history(work: Path, out: Path) -> None:
+    """Copy metrics.jsonl and the TensorBoard events of a run from its work folder."""
+    replace_text(out / "metrics.jsonl", (work / "metrics.jsonl").read_text())
+    shutil.copytree(work / "tensorboard", out / "tensorboard", dirs_exist_ok=True)
