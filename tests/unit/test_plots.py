@@ -1,0 +1,170 @@
+"""What the figures show is what the tables say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
+
+from lucavirus import plots
+
+NAN = float("nan")
+LOSS = "Loss: weighted sum of the tasks, mean over sequences"
+
+
+def history(updates: int = 4) -> pd.DataFrame:
+    """Train records at 10, 20, ... and one dev and test record at the last update."""
+    rows: list[dict[str, object]] = [
+        {
+            "event": "train", "update": 10 * n, "loss": 8.0 / n, "lr": n * 1e-4, "losses.gene_mask": 2.0 - 0.1 * n,
+            "losses.prot_homo": 80.0 / n**2, "tokens_per_s": 1000.0 + n, "positions_filled": 0.97,
+        }
+        for n in range(1, updates + 1)
+    ]  # fmt: skip
+    for event, loss in (("dev", 2.5), ("test", 2.75)):
+        rows.append({"event": event, "update": 10 * updates, "loss": loss, "losses.gene_mask": loss / 2})
+    rows.append({"event": "save", "update": 10 * updates})
+    return pd.DataFrame(rows)
+
+
+def scores() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            ("gene_mask", "accuracy", 0.41, 0.30, 0.40, 0.31),
+            ("prot_keyword", "average_precision", 0.20, 0.25, NAN, NAN),
+        ],
+        columns=["task", "metric", "dev", "dev_baseline", "test", "test_baseline"],
+    )
+
+
+def lengths() -> pd.DataFrame:
+    rows = [
+        ("gene", "train", 0, 64, 5),
+        ("gene", "train", 128, 192, 3),
+        ("gene", "dev", 64, 128, 2),
+        ("gene", "test", 0, 64, 0),
+        ("prot", "dev", 0, 64, 0),
+        ("gene", "train", 512, 576, 0),
+    ]
+    return pd.DataFrame(rows, columns=["molecule", "split", "from", "to", "sequences"])
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    return next(axes for axes in figure.axes if title in (axes.get_title("left"), axes.get_ylabel()))
+
+
+def lines(axes: Axes) -> dict[str, list[float]]:
+    return {str(line.get_label()): list(np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines}
+
+
+def test_total_loss_shows_every_record_and_the_held_out_points() -> None:
+    axes = panel(plots.training_curves(history()), LOSS)
+    raw = axes.lines[0]
+    assert list(np.asarray(raw.get_xdata())) == [10, 20, 30, 40]
+    assert list(np.asarray(raw.get_ydata())) == [8.0, 4.0, 8 / 3, 2.0]
+    assert lines(axes)["dev"] == [2.5] and lines(axes)["test"] == [2.75]
+    assert axes.get_ylabel() == "loss (nats)"
+
+
+def test_smoothed_line_is_the_mean_of_the_records_around() -> None:
+    axes = panel(plots.training_curves(history(75)), "gene_mask")
+    smooth = lines(axes)["train, mean of 3 records"]
+    assert smooth[5] == pytest.approx(2.0 - 0.1 * 6)
+    assert smooth[0] == pytest.approx(2.0 - 0.1 * 1.5)  # the first has one neighbour only
+
+
+def test_learning_rate_lies_below_the_loss() -> None:
+    figure = plots.training_curves(history())
+    rate = panel(figure, "learning rate")
+    assert list(np.asarray(rate.lines[0].get_ydata())) == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4])
+    assert rate.get_xlabel() == "optimizer updates"
+
+
+def test_only_tasks_of_the_run_have_a_panel_and_only_wide_ones_a_log_axis() -> None:
+    figure = plots.training_curves(history())
+    assert [axes.get_title("left") for axes in figure.axes[2:]] == ["gene_mask", "prot_homo"]
+    assert panel(figure, "gene_mask").get_yscale() == "linear"
+    assert panel(figure, "prot_homo").get_yscale() == "log"
+    assert "dev" not in lines(panel(figure, "prot_homo"))
+
+
+def test_one_record_is_drawn_as_a_point() -> None:
+    only = history(1).query("event == 'train'")
+    assert panel(plots.training_curves(only), "gene_mask").lines[0].get_marker() == "."
+    assert panel(plots.speed_panels(only), "Throughput").lines[0].get_marker() == "."
+
+
+def test_curves_without_any_train_record() -> None:
+    axes = panel(plots.training_curves(history().query("event == 'dev'")), LOSS)
+    assert lines(axes) == {"dev": [2.5]}
+
+
+def test_bars_have_the_values_and_strokes_the_baselines() -> None:
+    axes = plots.task_bars(scores()).axes[0]
+    widths = {str(bars.get_label()): [bar.get_width() for bar in bars] for bars in axes.containers}
+    assert widths["dev"] == [0.41, 0.20]
+    assert widths["test"][0] == 0.40 and np.isnan(widths["test"][1])
+    collections = [stroke for stroke in axes.collections if isinstance(stroke, LineCollection)]
+    strokes = [segment[0][0] for stroke in collections for segment in stroke.get_segments() if len(segment)]
+    assert [x for x in strokes if not np.isnan(x)] == [0.30, 0.25, 0.31]
+
+
+def test_bars_print_value_and_baseline_right_of_both() -> None:
+    axes = plots.task_bars(scores()).axes[0]
+    printed = {text.get_text(): text.get_position()[0] for text in axes.texts}
+    assert set(printed) == {"0.410  (0.300)", "0.400  (0.310)", "0.200  (0.250)", "not evaluated"}
+    assert printed["0.200  (0.250)"] > 0.25
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["gene_mask\naccuracy", "prot_keyword\naverage precision"]
+
+
+def test_histogram_shows_counts_and_leaves_out_what_is_empty() -> None:
+    figure = plots.length_histograms(lengths())
+    assert [axes.get_title("left") for axes in figure.axes] == ["gene"]
+    steps = [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
+    drawn = {str(step.get_label()): [list(part) for part in step.get_data()[:2]] for step in steps}
+    edges = [0, 64, 128, 192]
+    assert drawn == {"train: 8 sequences": [[5, 0, 3], edges], "dev: 2 sequences": [[0, 2, 0], edges]}
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_speed_shows_the_fields_that_exist_in_their_unit() -> None:
+    figure = plots.speed_panels(history())
+    assert [axes.get_ylabel() for axes in figure.axes] == ["real tokens / s", "%"]
+    assert list(np.asarray(figure.axes[0].lines[0].get_ydata())) == [1001, 1002, 1003, 1004]
+    assert list(np.asarray(figure.axes[1].lines[0].get_ydata())) == pytest.approx([97.0] * 4)
+
+
+def test_waits_share_a_panel() -> None:
+    axes = panel(
+        plots.speed_panels(history().assign(data_wait_s=0.1, reduce_wait_s=0.2)),
+        "Waiting of the first process since the record before",
+    )
+    assert lines(axes) == {"for data": [0.1] * 4, "for other ranks": [0.2] * 4}
+
+
+@pytest.mark.parametrize(
+    "figure, note",
+    [
+        (plots.task_bars(scores().iloc[:0]), "evaluation.json holds no task"),
+        (plots.length_histograms(lengths().iloc[:0]), "the data sets hold no sequence"),
+        (plots.speed_panels(history()[["event", "update"]]), "metrics.jsonl holds no record of speed"),
+    ],
+)
+def test_nothing_to_show_is_said(figure: Figure, note: str) -> None:
+    assert [text.get_text() for text in figure.axes[0].texts] == [note]
+
+
+def test_equal_figures_are_equal_bytes() -> None:
+    for draw, table in (
+        (plots.training_curves, history()),
+        (plots.task_bars, scores()),
+        (plots.length_histograms, lengths()),
+        (plots.speed_panels, history()),
+    ):
+        assert plots.svg(draw(table)) == plots.svg(draw(table))
+    assert "dc:date" not in plots.svg(plots.task_bars(scores()))
