@@ -165,7 +165,7 @@ class Run(Frozen):
     weight_decay: NonNegativeFloat = _text(0.01, "AdamW weight decay; none on biases and LayerNorm weights")
     max_grad_norm: PositiveFloat = _text(1.0, "gradients are clipped to this norm")
     task_weights: dict[TaskName, NonNegativeFloat] = _text(
-        {}, "weight of a task in the loss; what is left out as in SPEC"
+        {}, "weight of a task in the loss; left out: 1 for masks and prot_keyword, else 0.2"
     )
 
     mask_probability: Annotated[float, Field(gt=0, le=1)] = _text(0.15, "part of the tokens chosen for the mask tasks")

@@ -104,7 +104,7 @@ def _found(
 
 def _follows_from_another(detail: Any) -> bool:
     # pydantic counts only the items without a mistake of their own.
-    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
+    return bool(detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"])
 
 
 def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:

@@ -11,8 +11,6 @@ localrules:
 
 rule show_settings:
     """Put the complete settings into the report."""
-    input:
-        "results/<project>/settings.json",
     output:
         report(
             "results/<project>/report/settings.json",
@@ -27,8 +25,11 @@ rule show_settings:
     resources:
         mem_mb=500,
         runtime=5,
+    params:
+        settings=SETTINGS_FILE,
+        identity=SETTINGS.model_dump_json(),
     shell:
-        "cp {input} {output} 2> {log}"
+        "cp {params.settings} {output} 2> {log}"
 
 
 rule draw_data:

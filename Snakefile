@@ -1,0 +1,40 @@
+# LucaVirus: from sequences to an evaluated model. `snakemake --list` tells the targets, README.md the story.
+
+from snakemake.utils import min_version
+
+min_version("9.11")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+
+
+pathvars:
+    project=SETTINGS.project,
+
+
+wildcard_constraints:
+    source=alternatives(SOURCES),
+    run=alternatives(SETTINGS.runs),
+
+
+# In the order the data flow.
+include: "rules/shards.smk"
+include: "rules/split.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    """Train and evaluate every run of the configuration and write the report (what plain `snakemake` does)."""
+    default_target: True
+    input:
+        expand("results/<project>/runs/{run}/evaluation.json", run=SETTINGS.runs),
+        rules.report.input,
+
+
+onstart:
+    write_settings()

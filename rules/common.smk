@@ -1,0 +1,177 @@
+# Helpers of the rules, named by what they return. No rule is here.
+
+import json
+import os
+import sys
+from pathlib import Path
+
+# The package beside the Snakefile is used as it is, without installation.
+sys.path.insert(0, workflow.basedir)
+
+from snakemake.exceptions import WorkflowError
+
+from lucavirus import demo
+from lucavirus.config import OPERATIONAL, Settings
+from lucavirus.config_load import load_settings
+from lucavirus.errors import UserError
+from lucavirus.tasks import MOLECULES, SUPERVISED
+
+# The rules' `python` is the one that runs Snakemake, whether or not its environment is activated.
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
+
+DEMO_FOLDER = "results/demo/input"
+DEMO_FILES = [f"{DEMO_FOLDER}/{name}" for name in demo.FILES]
+SPLITS = ("train", "dev", "test")
+# Threads of a job that has no GPU to feed; Snakemake scales them down to the cores there are.
+CPU_THREADS = 8
+
+
+class ConfigurationError(WorkflowError):
+    """A mistake of the user, which Snakemake shows without the lines of our code that found it."""
+
+    __traceback__ = None
+
+
+def settings() -> Settings:
+    """The validated settings; every mistake in them ends the workflow with one message."""
+    base = os.path.abspath("config/config.yaml")
+    # Snakemake lists the overlays before the file that they overlay.
+    files = sorted((os.path.relpath(file) for file in workflow.configfiles), key=lambda f: os.path.abspath(f) != base)
+    try:
+        return load_settings(config, files=files, made=DEMO_FILES)
+    except UserError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+SETTINGS = settings()
+SETTINGS_FILE = f"results/{SETTINGS.project}/settings.json"
+SOURCES = {source.name: source for source in SETTINGS.sources}
+
+
+def write_settings() -> None:
+    """Write the settings for the stages, whole or not at all.
+
+    Not a rule: Snakemake does not look at what has changed below a job that runs, so that a change of a setting would
+    rewrite the file in one run of Snakemake and start the stages that it concerns only in the next.
+    """
+    file = Path(SETTINGS_FILE)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(SETTINGS.model_dump_json(indent=2))
+    unfinished.replace(file)
+
+
+def alternatives(names) -> str:
+    """A wildcard constraint: one of the names."""
+    return "|".join(names)
+
+
+def source_files(*names) -> list[str]:
+    """Input files of the named sources, labels included, each once."""
+    return list(dict.fromkeys(file for name in names for file in (*SOURCES[name].files, *SOURCES[name].annotations)))
+
+
+def datasets(run) -> list[str]:
+    """The data sets that a run reads."""
+    molecules = SETTINGS.runs[run].molecules
+    return expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=molecules, split=SPLITS)
+
+
+def results_folder(wildcards) -> str:
+    """The folder of all results of the project."""
+    return f"results/{SETTINGS.project}"
+
+
+def work_folder(wildcards) -> str:
+    """A run's checkpoints and history: kept by Snakemake whatever happens, because no rule declares them."""
+    return f"work/{SETTINGS.project}/{wildcards.run}"
+
+
+# What decides a stage's result, as one text: when it changes, Snakemake runs the stage again. One text, because
+# Snakemake compares params without their names.
+
+
+def identity(**settings) -> str:
+    """The settings as one line of JSON."""
+    return json.dumps(settings, sort_keys=True)
+
+
+def vocabularies_identity(wildcards) -> str:
+    """What decides the vocabularies: the files, in their order, and the names that the user maps."""
+    sources = [source.model_dump(include={"name", "files", "kind", "annotations"}) for source in SETTINGS.sources]
+    return identity(sources=sources, vocabularies=SETTINGS.vocabularies, gff3_types=SETTINGS.gff3_types)
+
+
+def tokenize_identity(wildcards) -> str:
+    """What decides the shards of one source."""
+    source = SOURCES[wildcards.source].model_dump(exclude={"split"})
+    return identity(source=source, tokenize=SETTINGS.tokenize.model_dump(), gff3_types=SETTINGS.gff3_types)
+
+
+def split_identity(wildcards) -> str:
+    """What decides which sequence goes where."""
+    sources = [(source.name, source.split) for source in SETTINGS.sources]
+    return identity(sources=sources, split=SETTINGS.split.model_dump())
+
+
+def train_identity(wildcards) -> str:
+    """What decides the model of one run: its settings without those that only say how it is carried out."""
+    return identity(**SETTINGS.runs[wildcards.run].model_dump(mode="json", exclude=set(OPERATIONAL)))
+
+
+# Where a job runs. None of this may trigger a rerun: params that take `resources` or `threads` are not recorded.
+
+
+def gpus_here() -> int:
+    """How many GPUs this machine offers: those of CUDA_VISIBLE_DEVICES when it is set, else all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return len(list(Path(os.sep, "dev").glob("nvidia[0-9]*")))
+    return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+
+
+def gpus_asked(wildcards) -> int:
+    """GPUs a job of the run asks for: the recipe's on a cluster, at most what is there on this machine."""
+    run = SETTINGS.runs[wildcards.run]
+    if run.device == "cpu":
+        return 0
+    cluster = workflow.resource_settings.nodes is not None
+    return run.gpus if cluster else min(run.gpus, gpus_here())
+
+
+def threads_asked(wildcards) -> int:
+    """Threads of a job of the run: a training process and its data loaders for each GPU."""
+    gpus = gpus_asked(wildcards)
+    return gpus * (1 + SETTINGS.runs[wildcards.run].worker_num) if gpus else CPU_THREADS
+
+
+def ranks(wildcards, resources) -> int:
+    """Processes that torchrun starts: one a GPU of the job, without GPU as the run says."""
+    return resources.get("gpu", 0) or SETTINGS.runs[wildcards.run].cpu_ranks
+
+
+# Targets that loops make.
+
+
+def document(rule_name: str, text: str) -> None:
+    """Give a rule made in a loop the sentence that `snakemake --list` shows."""
+    workflow.get_rule(rule_name).docstring = text
+
+
+def run_summary(run: str) -> str:
+    """A run in a few words: `gene + prot, 9 tasks`."""
+    tasks = SETTINGS.runs[run].tasks
+    return f"{' + '.join(SETTINGS.runs[run].molecules)}, {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
+
+
+def resumed_training(wildcards) -> list[str]:
+    """The results of the run that `resume` continues; an error where there is none to continue."""
+    run, runs = SETTINGS.run, ", ".join(SETTINGS.runs)
+    if run is None:
+        raise ConfigurationError(f"which run? Say it like this: snakemake resume --config run=NAME (one of {runs})")
+    checkpoints = Path("work", SETTINGS.project, run, "checkpoints")
+    if not any(checkpoints.glob("step-*")):
+        raise ConfigurationError(
+            f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it with: snakemake train_{run}"
+        )
+    return expand(rules.train.output, run=run)

@@ -1,0 +1,51 @@
+# From a trained model to its metrics.
+#   needs: results/<project>/runs/{run}/model/, results/<project>/datasets/
+#   makes: results/<project>/runs/{run}/evaluation.json, evaluation.tsv
+
+
+rule evaluate:
+    """Measure the loss and metrics of each task on the dev and test sets, beside the majority baseline."""
+    input:
+        shards=rules.tokenize.input,
+        datasets=lambda wildcards: datasets(wildcards.run),
+        model=rules.train.output.model,
+        training=rules.train.output.training,
+    output:
+        metrics="results/<project>/runs/{run}/evaluation.json",
+        table="results/<project>/runs/{run}/evaluation.tsv",
+    log:
+        "results/<project>/logs/evaluate/{run}.log",
+    benchmark:
+        "results/<project>/benchmarks/evaluate/{run}.tsv"
+    conda:
+        "../environment.yml"
+    threads: threads_asked
+    resources:
+        gpu=gpus_asked,
+        cpus_per_task=threads_asked,
+        mem_mb=16000,
+        runtime=240,
+    params:
+        ranks=ranks,
+        data=results_folder,
+        settings=SETTINGS_FILE,
+        identity=train_identity,
+    shell:
+        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"
+        " workflow_scripts/evaluate.py"
+        " --settings {params.settings}"
+        " --run-name {wildcards.run}"
+        " --data {params.data}"
+        " --model {input.model}"
+        " --out {output.metrics}"
+
+
+for run in SETTINGS.runs:
+
+    rule:
+        name:
+            f"evaluate_{run}"
+        input:
+            f"results/<project>/runs/{run}/evaluation.json",
+
+    document(f"evaluate_{run}", f"Evaluate the run {run} on its dev and test sets.")

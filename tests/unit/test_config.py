@@ -1,0 +1,216 @@
+"""The settings: mistakes told at once with file and line, overlays, what is generated from the models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lucavirus import config_docs
+from lucavirus.config import OPERATIONAL, Run, Settings
+from lucavirus.config_load import load_settings, read_settings
+from lucavirus.demo import FILES
+from lucavirus.errors import UserError
+from lucavirus.tasks import SUPERVISED, TASKS
+
+REPAIR = "run: make docs"
+MADE = [f"results/demo/input/{name}" for name in FILES]
+
+
+def merged(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """As Snakemake merges configuration files: groups key by key, everything else replaced."""
+    for key, value in overlay.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        base[key] = merged(base[key], value) if both else value
+    return base
+
+
+@pytest.fixture
+def shipped(root: Path) -> dict[str, Any]:
+    raw: dict[str, Any] = yaml.safe_load((root / "config/config.yaml").read_text())
+    return raw
+
+
+@pytest.fixture
+def full_size(root: Path, shipped: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    raw = merged(shipped, yaml.safe_load((root / "config/openvirus.yaml").read_text()))
+    monkeypatch.chdir(tmp_path)
+    names = [f"data/openvirus/{split}/part_0.csv.gz" for split in ("train", "dev", "test")]
+    for name in [*names, *raw["vocabularies"].values()]:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return load_settings(raw)
+
+
+def mistakes(raw: dict[str, Any], *files: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_settings(raw, files=files, made=MADE)
+    return str(caught.value)
+
+
+# -- the configurations that are shipped -----------------------------------------------------------------------------
+
+
+def test_the_shipped_configuration_is_valid(shipped: dict[str, Any]) -> None:
+    settings = load_settings(shipped, made=MADE)
+    assert list(settings.runs) == ["full", "mask_only", "gene_only", "prot_only", "single"]
+    assert settings.runs["full"].model.head_width("prot_domain") == 32
+    assert all(run.gpus == 1 for run in settings.runs.values())
+
+
+def test_runs_are_at_most_six_lines_each(root: Path) -> None:
+    text = (root / "config/config.yaml").read_text().split("\nruns:\n")[1].split("\n\n")[0]
+    for run in re.split(r"\n(?=  \w)", text):
+        assert len(run.splitlines()) <= 6, run
+
+
+def test_the_full_size_recipe_has_the_numbers_of_the_original(full_size: Settings) -> None:
+    recipe = {
+        name: (run.gpus, run.max_steps, run.save_steps, len(run.tasks), run.molecules)
+        for name, run in full_size.runs.items()
+    }
+    assert recipe == {
+        "full": (8, 1_000_000, 200_000, 9, ("gene", "prot")),
+        "mask_only": (8, 1_000_000, 200_000, 2, ("gene", "prot")),
+        "gene_only": (8, 700_000, 200_000, 3, ("gene",)),
+        "prot_only": (8, 400_000, 100_000, 6, ("prot",)),
+        "single": (1, 8_000_000, 200_000, 9, ("gene", "prot")),
+    }
+    run = full_size.runs["full"]
+    assert (run.model.hidden_size, run.model.num_attention_layers, run.model.num_attention_heads) == (2560, 12, 20)
+    assert (run.model.max_length, run.batch_size, run.gradient_accumulation_steps) == (3074, 1, 32)
+    assert (run.learning_rate, run.warmup_steps, run.max_epochs, run.seed, run.worker_num) == (2e-4, 32000, 4, 1111, 8)
+    assert (run.loss_logging_steps, run.logging_steps, run.final_learning_rate) == (1000, 1000, None)
+    assert {task: run.model.head_width(task) for task in SUPERVISED} == {t: TASKS[t].head_size for t in SUPERVISED}
+    assert [source.split for source in full_size.sources] == ["train", "dev", "test"]
+    assert all(source.is_csv for source in full_size.sources)
+
+
+def test_missing_data_of_the_recipe_are_told_one_a_line(
+    root: Path, shipped: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = str(root / "config/openvirus.yaml")
+    raw = merged(shipped, yaml.safe_load(Path(overlay).read_text()))
+    monkeypatch.chdir(tmp_path)
+    first, *lines = mistakes(raw, str(root / "config/config.yaml"), overlay).splitlines()
+    assert first == "the configuration has 10 mistakes:"
+    assert lines[0].startswith(f"  sources.0.files ({overlay}:10): no such file: data/openvirus/train/*.csv* (put it")
+    text = Path(overlay).read_text().splitlines()
+    for line in lines:
+        name, number = re.search(r"yaml:(\d+)\): no such file: (\S+)", line).group(2, 1)  # type: ignore[union-attr]
+        assert name in text[int(number) - 1]
+
+
+def test_the_example_names_only_files_to_fill_in(root: Path, shipped: dict[str, Any]) -> None:
+    raw = merged(shipped, yaml.safe_load((root / "config/example_viruses.yaml").read_text()))
+    found = mistakes(raw).splitlines()[1:]
+    assert len(found) == 5
+    assert all("no such file: my_data/" in line for line in found)
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"hiden_size": 3}}, "model.hiden_size: is not a setting; did you mean hidden_size?"),
+        ({"trainning": {}}, "trainning: is not a setting; did you mean training?"),
+        ({"runs": {"full": {"seeds": 1}}}, "runs.full.seeds: is not a setting; did you mean seed?"),
+        ({"model": {"num_attention_heads": 5}}, "model: num_attention_heads (5) must divide hidden_size (64)"),
+        ({"runs": {"full": {"tasks": ["gene_tpye"]}}}, "runs.full.tasks.0: input should be 'gene_mask'"),
+        ({"runs": {"full": {"molecules": ["gene"]}}}, "need a molecule that is not in `molecules`"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate: input should be greater than 0 (given: -1)"),
+        ({"training": {"final_learning_rate": None}}, "`max_steps: auto` needs final_learning_rate"),
+        ({"model": {"max_length": 200}}, "source genomes has windows of 256, but run full reads at most 198"),
+        ({"vocabularies": {"gene_type": "no.txt"}}, "vocabularies.gene_type: no such file: no.txt"),
+        ({"training": {"model_dirpath": "nowhere"}}, "no such file: nowhere"),
+        ({"run": "ful"}, "run names ful, which is not in runs"),
+        ({"project": "a/b"}, "project: string should match pattern"),
+        ({"sources": []}, "sources: tuple should have at least 1 item"),
+        ({"model": 3}, "model: must be a group of settings"),
+    ],
+)
+def test_a_mistake_is_told(shipped: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    assert message in mistakes(merged(shipped, change))
+
+
+def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], tmp_path: Path) -> None:
+    base, overlay = tmp_path / "base.yaml", tmp_path / "overlay.yaml"
+    base.write_text(yaml.safe_dump(shipped))
+    overlay.write_text("training:\n  seed: x\n  batchsize: 3\n")
+    found = mistakes(merged(shipped, yaml.safe_load(overlay.read_text())), str(base), str(overlay))
+    assert found.splitlines()[0] == "the configuration has 2 mistakes:"
+    assert f"training.seed ({overlay}:2): " in found
+    assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
+
+
+def test_numbers_in_scientific_notation_are_numbers(shipped: dict[str, Any]) -> None:
+    raw = merged(shipped, yaml.safe_load("training: {learning_rate: 1e-3, final_learning_rate: 1e-4}"))
+    assert load_settings(raw, made=MADE).runs["full"].learning_rate == 0.001
+
+
+def test_a_run_changes_single_settings_of_what_all_share(shipped: dict[str, Any]) -> None:
+    own = {"seed": 7, "model": {"num_attention_layers": 5}}
+    settings = load_settings(merged(shipped, {"runs": {"mine": own}}), made=MADE)
+    mine, full = settings.runs["mine"], settings.runs["full"]
+    assert (mine.seed, mine.model.num_attention_layers, mine.model.hidden_size) == (7, 5, 64)
+    assert mine.model_copy(update={"seed": full.seed, "model": full.model}) == full
+
+
+def test_the_stages_read_what_was_written(shipped: dict[str, Any], tmp_path: Path) -> None:
+    settings = load_settings(shipped, made=MADE)
+    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+    assert read_settings(tmp_path / "settings.json") == settings
+
+
+def test_operational_settings_exist() -> None:
+    assert set(Run.model_fields) >= OPERATIONAL
+
+
+# -- what is generated from the models -------------------------------------------------------------------------------
+
+
+def comments(text: str) -> dict[tuple[str, ...], str]:
+    """The comment above each setting of a YAML file, `#name:` included, by its place; of a list, the first item."""
+    found: dict[tuple[str, ...], str] = {}
+    place: list[tuple[int, str]] = []
+    above: list[str] = []
+    for line in text.splitlines():
+        setting = re.match(r"^(\s*)(- )?#?([a-z_0-9]+):(\s|$)", line)
+        if setting:
+            indent = len(setting[1]) + len(setting[2] or "")
+            place = [(depth, name) for depth, name in place if depth < indent] + [(indent, setting[3])]
+            found.setdefault(tuple(name for _, name in place), " ".join(above))
+        comment = re.match(r"^\s*# (.*)", line)
+        above = [*above, comment[1]] if comment else []
+    return found
+
+
+def test_every_setting_is_in_the_file_with_its_description(root: Path) -> None:
+    found = comments((root / "config/config.yaml").read_text())
+    for setting in config_docs.settings():
+        assert setting.path in found, f"config/config.yaml lacks {setting.name}: add it, with its comment above it"
+        assert found[setting.path] == setting.description, (
+            f"the comment of {setting.name} in config/config.yaml and its description in lucavirus/config.py differ: "
+            "change one to equal the other"
+        )
+
+
+def test_a_description_is_written_for_every_setting() -> None:
+    settings = list(config_docs.settings())
+    assert all(setting.description for setting in settings)
+    assert len({setting.path for setting in settings}) == len(settings) > 50
+
+
+def test_the_schema_is_up_to_date(root: Path) -> None:
+    assert (root / "config/schema.json").read_text() == config_docs.schema(), REPAIR
+
+
+def test_the_table_is_up_to_date(root: Path) -> None:
+    text = (root / "config/README.md").read_text()
+    assert text == config_docs.readme(text), REPAIR

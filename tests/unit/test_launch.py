@@ -1,0 +1,302 @@
+"""The launcher: output, errors, exit status, environment, signals, no orphans. The children are tiny programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lucavirus.launch import Output, environment, program
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "workflow_scripts" / "launch.py"
+REPORT = "from lucavirus.errors import UserError, run_stage\n"
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the launcher on a program given as text; its log is tmp_path/log."""
+    started = []
+
+    def run(text: str, *before: str) -> subprocess.Popen[bytes]:
+        script = tmp_path / "child.py"
+        script.write_text(text)
+        words = [sys.executable, str(LAUNCHER), "--log", str(tmp_path / "log"), *(before or ("python",)), str(script)]
+        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def run(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output.decode()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_output_goes_to_the_screen_and_the_log(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("before\n")
+    status, screen = run(start("import sys; print('out'); print('err', file=sys.stderr); print('last', end='')"))
+    assert status == 0
+    assert screen == "out\nerr\nlast\n"
+    assert (tmp_path / "log").read_text() == "before\nout\nerr\nlast\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "status"), [("exit(0)", 0), ("exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)]
+)
+def test_the_exit_status_is_the_childs(start: Start, text: str, status: int) -> None:
+    assert run(start(text))[0] == status
+
+
+def test_a_user_error_is_shown_once_without_traceback(start: Start, tmp_path: Path) -> None:
+    failing = "print('working')\n    raise UserError('is bad', where='a:3', hint='mend it')"
+    text = f"{REPORT}def main():\n    {failing}\nrun_stage(main)"
+    status, screen = run(start(text))
+    assert (status, screen) == (1, "working\nerror: a:3: is bad\n  What to do: mend it\n")
+    assert (tmp_path / "log").read_text() == screen
+    assert not (tmp_path / "log.errors").exists()
+
+
+def test_a_bug_shows_its_traceback(start: Start, tmp_path: Path) -> None:
+    status, screen = run(start("raise RuntimeError('boom')"))
+    assert status == 1
+    assert screen.startswith("Traceback (most recent call last)")
+    assert screen.endswith("RuntimeError: boom\n")
+    assert (tmp_path / "log").read_text() == screen
+
+
+def test_an_error_reported_by_an_earlier_run_is_forgotten(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "log.errors").write_text("old\n")
+    assert "old" not in run(start("exit(1)"))[1]
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_report_the_same_error_once(start: Start, tmp_path: Path) -> None:
+    text = f"{REPORT}def main():\n    raise UserError('is bad', where='a:3')\nrun_stage(main)"
+    status, screen = run(start(text, "torchrun", "--standalone", "--nproc-per-node", "2"))
+    assert (status, screen) == (1, "error: a:3: is bad\n")
+    assert (tmp_path / "log").read_text() == screen
+
+
+@pytest.mark.slow
+def test_torchrun_passes_usr1_on_to_the_ranks(start: Start, tmp_path: Path) -> None:
+    text = (
+        "import signal, sys, time\n"
+        f"def stop(*_): open({str(tmp_path / 'told')!r}, 'w').close(); sys.exit(1)\n"
+        "signal.signal(signal.SIGUSR1, stop)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)"
+    )
+    process = start(text, "torchrun", "--standalone", "--nproc-per-node=1")
+    assert wait_for((tmp_path / "ready").exists, 30)
+    process.send_signal(signal.SIGUSR1)
+    assert run(process)[0] == 1
+    assert (tmp_path / "told").exists()
+
+
+class Terminal:
+    """Collects what is shown, or fails like a terminal that was closed."""
+
+    def __init__(self, *, closed: bool = False) -> None:
+        self.text, self.closed = b"", closed
+
+    def write(self, data: bytes) -> int:
+        if self.closed:
+            raise BrokenPipeError
+        self.text += data
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def fed(
+    tmp_path: Path, *chunks: bytes, errors: str = "", failed: bool = False, closed: bool = False
+) -> tuple[bytes, bytes]:
+    terminal = Terminal(closed=closed)
+    (tmp_path / "errors").write_text(errors)
+    with (tmp_path / "log").open("wb") as log:
+        output = Output(terminal, log, tmp_path / "errors")  # type: ignore[arg-type]
+        for chunk in chunks:
+            output.feed(chunk)
+        output.end(failed=failed)
+    return terminal.text, (tmp_path / "log").read_bytes()
+
+
+def test_a_progress_bar_redraws_at_once_and_leaves_its_last_state(tmp_path: Path) -> None:
+    terminal = Terminal()
+    with (tmp_path / "log").open("wb") as log:
+        output = Output(terminal, log, tmp_path / "errors")  # type: ignore[arg-type]
+        for chunk, shown in [(b"\r 1%", b"\r 1%"), (b"\r 2%", b"\r 1%\r 2%"), (b"5", b"\r 1%\r 2%5")]:
+            output.feed(chunk)
+            assert terminal.text == shown
+        output.feed(b"\r100%\nnext\n")
+        output.end(failed=False)
+    assert terminal.text == b"\r 1%\r 2%5\r100%\nnext\n"
+    assert (tmp_path / "log").read_bytes() == b"100%\nnext\n"
+
+
+def test_lines_cut_anywhere_come_out_whole(tmp_path: Path) -> None:
+    shown, logged = fed(tmp_path, b"on", b"e\ntw", b"o\n", b"three")
+    assert shown == logged == b"one\ntwo\nthree\n"
+
+
+NOISE = (
+    b"E1123 10:00:00.000000 7 torch/x.py:1] failed (exitcode: 1)\nTraceback (most recent call last):\n  more\nError\n"
+)
+
+
+def test_noise_after_a_user_error_is_left_out(tmp_path: Path) -> None:
+    shown, logged = fed(tmp_path, b"start\n", NOISE, errors="error: bad\nhint\n" * 2, failed=True)
+    assert shown == logged == b"start\nerror: bad\nhint\n"
+
+
+def test_noise_without_a_user_error_is_shown(tmp_path: Path) -> None:
+    assert fed(tmp_path, NOISE, failed=True)[0] == NOISE
+
+
+def test_what_was_held_back_is_shown_when_all_ended_well(tmp_path: Path) -> None:
+    shown, logged = fed(tmp_path, NOISE, errors="bad\n", failed=False)
+    assert shown == logged == NOISE
+
+
+def test_a_closed_terminal_does_not_stop_the_log(tmp_path: Path) -> None:
+    assert fed(tmp_path, b"one\n", b"two\n", closed=True) == (b"", b"one\ntwo\n")
+
+
+def test_torchrun_and_python_are_those_of_this_interpreter() -> None:
+    assert program(["python", "x.py"]) == [sys.executable, "x.py"]
+    assert program(["torchrun", "x.py"])[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert program(["true", "torchrun"]) == ["true", "torchrun"]
+
+
+@pytest.mark.parametrize(
+    ("words", "threads"),
+    [
+        (["python", "x"], "8"),
+        (["torchrun", "--nproc-per-node", "2", "x"], "4"),
+        (["torchrun", "--nproc-per-node=3", "x"], "2"),
+        (["torchrun", "--nproc-per-node", "16", "x"], "1"),
+    ],
+)
+def test_ranks_share_the_cores_of_the_job(monkeypatch: pytest.MonkeyPatch, words: list[str], threads: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    found = environment(words, Path("errors"))
+    assert {found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]} == {threads}
+
+
+def test_the_environment_finds_the_package_and_shadows_no_module(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = environment(["python"], Path("errors"))
+    assert found["PYTHONPATH"] == f"{root}{os.pathsep}theirs"
+    assert (found["PYTHONSAFEPATH"], found["PYTHONUNBUFFERED"], found["LUCAVIRUS_ERROR_FILE"]) == ("1", "1", "errors")
+    assert found["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+
+
+def counting(tmp_path: Path) -> str:
+    """A child that writes its pid, counts the signals it gets and ends 0.3 s after the first, with status 5."""
+    return (
+        "import os, pathlib, signal, time\n"
+        "got = []\n"
+        "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): signal.signal(n, lambda n, _: got.append(n))\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "while not got: time.sleep(0.01)\n"
+        "end = time.monotonic() + 0.3\n"
+        "while time.monotonic() < end: time.sleep(0.01)\n"
+        f"pathlib.Path({str(tmp_path / 'got')!r}).write_text(' '.join(map(str, map(int, got))))\n"
+        "raise SystemExit(5)"
+    )
+
+
+def child_pid(tmp_path: Path) -> int:
+    assert wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+    return int((tmp_path / "pid").read_text())
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGUSR1, signal.SIGUSR1),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_a_signal_reaches_the_child_once(start: Start, tmp_path: Path, sent: int, received: int) -> None:
+    process = start(counting(tmp_path))
+    child_pid(tmp_path)
+    process.send_signal(sent)
+    assert run(process)[0] == 5
+    assert (tmp_path / "got").read_text() == str(int(received))
+
+
+def test_ctrl_c_of_the_terminal_reaches_the_child_once(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(counting(tmp_path))
+    words = [sys.executable, str(LAUNCHER), "--log", str(tmp_path / "log"), "python", str(script)]
+    process = subprocess.Popen(words, start_new_session=True)
+    child_pid(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) == 5
+    assert (tmp_path / "got").read_text() == "2"
+
+
+def test_the_child_is_told_to_stop_when_snakemake_dies(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(counting(tmp_path))
+    words = [sys.executable, str(LAUNCHER), "--log", str(tmp_path / "log"), "python", str(script)]
+    parent = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({words!r})"])
+    child = child_pid(tmp_path)
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: not alive(child))
+    assert (tmp_path / "got").read_text() == "15"
+
+
+def test_the_child_is_told_to_stop_when_the_launcher_is_killed(start: Start, tmp_path: Path) -> None:
+    process = start(counting(tmp_path))
+    child = child_pid(tmp_path)
+    process.kill()
+    assert wait_for(lambda: not alive(child))
+    assert (tmp_path / "got").read_text() == "15"
+
+
+def test_no_process_outlives_the_child(start: Start, tmp_path: Path) -> None:
+    """As when torchrun is killed -9: its workers are in sessions of their own and hold the pipe."""
+    worker = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    text = (
+        "import os, pathlib, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {worker!r}], start_new_session=True)\n"
+        f"pid = pathlib.Path({str(tmp_path / 'pid')!r})\n"
+        "while not (pid.exists() and pid.read_text()): time.sleep(0.01)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    begin = time.monotonic()
+    assert run(start(text))[0] == 137
+    assert not alive(child_pid(tmp_path))
+    assert time.monotonic() - begin < 10

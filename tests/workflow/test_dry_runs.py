@@ -1,0 +1,229 @@
+"""What a user types, as dry runs: targets, profiles, configurations, and what a change runs again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import Snakemake, jobs
+
+RUNS = ("full", "mask_only", "gene_only", "prot_only", "single")
+DATA = {"demo_data": 1, "vocabularies": 1, "tokenize_source": 2, "split": 1}
+
+
+def commands(run: subprocess.CompletedProcess[str], script: str) -> list[str]:
+    """Shell commands of the jobs that call a script."""
+    assert run.returncode == 0, run.stderr
+    return [line for line in re.findall(r"Shell command: (.*)", run.stdout) if script in line]
+
+
+def said(run: subprocess.CompletedProcess[str]) -> str:
+    """All that Snakemake said: a dry run writes its messages to standard output, a real one to standard error."""
+    return run.stdout + run.stderr
+
+
+def resources(run: subprocess.CompletedProcess[str], rule: str) -> dict[str, str]:
+    """Resources of the first job of a rule."""
+    block = run.stdout.split(f"rule {rule}:")[1].split("resources: ")[1].splitlines()[0]
+    return dict(pair.split("=", 1) for pair in block.split(", "))
+
+
+# -- targets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_train_and_evaluate_work_as_typed(snakemake: Snakemake, run: str) -> None:
+    found = jobs(snakemake("-n", f"train_{run}", f"evaluate_{run}"))
+    assert found == {**DATA, "train": 1, "evaluate": 1, f"train_{run}": 1, f"evaluate_{run}": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("tokenize", {"demo_data": 1, "vocabularies": 1, "tokenize_source": 2, "tokenize": 1}),
+        ("split", DATA),
+    ],
+)
+def test_data_targets(snakemake: Snakemake, target: str, expected: dict[str, int]) -> None:
+    assert jobs(snakemake("-n", target)) == expected
+
+
+def test_report_targets(snakemake: Snakemake) -> None:
+    found = jobs(snakemake("-n", "report", "report_gene_only"))
+    assert (found["train"], found["evaluate"], found["report"], found["report_gene_only"]) == (2, 2, 1, 1)
+
+
+def test_without_a_target_everything_is_made(snakemake: Snakemake) -> None:
+    found = jobs(snakemake("-n"))
+    assert (found["train"], found["evaluate"], found["all"]) == (5, 5, 1)
+
+
+def test_every_target_is_documented(snakemake: Snakemake) -> None:
+    listed = dict(re.findall(r"^(\w+)(?: \((.*)\))?$", snakemake("--list").stdout, re.MULTILINE))
+    wanted = {f"{stage}_{run}" for stage in ("train", "evaluate", "report") for run in RUNS}
+    assert wanted | {"all", "tokenize", "split", "resume", "report"} <= set(listed)
+    assert [name for name, sentence in listed.items() if len(sentence.split()) < 3] == []
+    assert listed["train_gene_only"] == "Train the run gene_only: gene, 3 tasks."
+
+
+def test_a_run_of_ones_own_brings_its_targets(snakemake: Snakemake, tree: Path) -> None:
+    (tree / "mine.yaml").write_text("runs:\n  mine:\n    molecules: [gene]\n    tasks: [gene_mask]\n    seed: 3\n")
+    found = snakemake("-n", "evaluate_mine", "--configfile", "mine.yaml")
+    assert jobs(found)["train"] == 1
+    assert "--run-name mine" in commands(found, "train.py")[0]
+    inputs = found.stdout.split("rule train:")[1].split("input: ")[1].splitlines()[0]
+    assert "datasets/gene/train.h5" in inputs
+    assert "datasets/prot" not in inputs
+
+
+def test_the_launch_line(snakemake: Snakemake) -> None:
+    (line,) = commands(snakemake("-n", "train_full", "--cores", "2"), "train.py")
+    assert line == (
+        "exec python workflow_scripts/launch.py --log results/demo/logs/train/full.log"
+        " torchrun --standalone --nproc-per-node 1 workflow_scripts/train.py --settings results/demo/settings.json"
+        " --run-name full --data results/demo --work work/demo/full --out results/demo/runs/full"
+    )
+
+
+def test_a_dry_run_writes_nothing(snakemake: Snakemake, tree: Path) -> None:
+    snakemake("-n", "train_full")
+    assert not (tree / "results").exists()
+    assert not (tree / "work").exists()
+
+
+# -- ranks and GPUs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "ranks"),
+    [
+        ("", {"gpus": 8}, "1"),
+        ("", {"gpus": 8, "cpu_ranks": 2}, "2"),
+        ("0,1,2,3", {"gpus": 8}, "4"),
+        ("0,1,2,3", {"gpus": 2}, "2"),
+        ("0,1,2,3", {"gpus": 8, "device": "cpu"}, "1"),
+        ("-1", {"gpus": 8}, "1"),
+    ],
+)
+def test_ranks_are_the_gpus_of_the_job_or_cpu_ranks(
+    snakemake: Snakemake, gpus: str, settings: dict[str, object], ranks: str
+) -> None:
+    run = snakemake("-n", "evaluate_full", "--config", f"training={json.dumps(settings)}", gpus=gpus)
+    for script in ("train.py", "evaluate.py"):
+        assert f"--nproc-per-node {ranks} workflow_scripts/{script}" in commands(run, script)[0]
+
+
+def test_tokenize_and_split_have_a_rank_a_core(snakemake: Snakemake) -> None:
+    run = snakemake("-n", "split", "--cores", "3")
+    assert "--nproc-per-node 3 " in commands(run, "split.py")[0]
+    assert "--nproc-per-node 3 " in commands(run, "tokenize_source.py")[0]
+
+
+# -- configurations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", 'model={"hiden_size": 3}'], "model.hiden_size"),
+        (["--config", 'model={"num_attention_heads": 5}'], "num_attention_heads (5) must divide hidden_size (64)"),
+        (["--config", "run=ful"], "run names ful, which is not in runs"),
+        (["--configfile", "config/example_viruses.yaml"], "(config/example_viruses.yaml:10): no such file: my_data/"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["-n"], []], ids=["dry", "real"])
+def test_a_bad_configuration_ends_in_one_message(
+    snakemake: Snakemake, tree: Path, words: list[str], message: str, dry: list[str]
+) -> None:
+    run = snakemake(*dry, "train_full", *words)
+    assert run.returncode == 1
+    assert message in said(run)
+    assert said(run).count("mistake") == 1
+    assert "Traceback" not in said(run)
+    assert 'File "' not in said(run)
+    assert not (tree / "results").exists()
+
+
+def test_the_slurm_profile_says_which_data_are_missing(snakemake: Snakemake) -> None:
+    run = snakemake("--profile", "slurm", "-n", "train_full")
+    assert run.returncode == 1
+    assert "the configuration has 10 mistakes" in said(run)
+    assert "sources.0.files (config/openvirus.yaml:10): no such file: data/openvirus/train/*.csv*" in said(run)
+
+
+@pytest.fixture
+def openvirus(tree: Path) -> None:
+    names = [f"{split}/part_0.csv.gz" for split in ("train", "dev", "test")]
+    tasks = ("gene_type", "prot_homo", "prot_site", "prot_domain", "gene_taxonomy", "prot_taxonomy", "prot_keyword")
+    for name in [*names, *(f"labels/{task}.txt" for task in tasks)]:
+        file = tree / "data/openvirus" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+@pytest.mark.usefixtures("openvirus")
+def test_the_slurm_profile_asks_for_the_gpus_of_the_recipe(snakemake: Snakemake) -> None:
+    for run, gpus, cpus in [("full", "8", "72"), ("single", "1", "9")]:
+        dry = snakemake("--profile", "slurm", "-n", f"train_{run}")
+        assert f"--nproc-per-node {gpus} workflow_scripts/train.py" in commands(dry, "train.py")[0]
+        asked = resources(dry, "train")
+        assert (asked["gpu"], asked["cpus_per_task"], asked["slurm_partition"]) == (gpus, cpus, "gpu")
+        assert (asked["nodes"], asked["runtime"]) == ("1", "20160")
+    assert resources(dry, "tokenize_source")["slurm_partition"] == "cpu"
+
+
+@pytest.mark.usefixtures("openvirus")
+def test_the_workstation_profile_takes_the_gpus_there_are(snakemake: Snakemake) -> None:
+    dry = snakemake("--profile", "profiles/workstation", "-n", "train_full", gpus="0,1")
+    assert "--nproc-per-node 2 workflow_scripts/train.py" in commands(dry, "train.py")[0]
+
+
+# -- resume ----------------------------------------------------------------------------------------------------------
+
+
+def test_resume_wants_a_run(snakemake: Snakemake) -> None:
+    run = snakemake("-n", "resume")
+    assert run.returncode == 1
+    assert "snakemake resume --config run=NAME (one of full, mask_only," in said(run)
+
+
+def test_resume_wants_a_checkpoint(snakemake: Snakemake, tree: Path) -> None:
+    run = snakemake("-n", "resume", "--config", "run=single")
+    assert run.returncode == 1
+    assert "run single has no checkpoint in work/demo/single/checkpoints: nothing to resume" in said(run)
+    assert "Start it with: snakemake train_single" in said(run)
+
+
+def test_resume_continues_the_run(snakemake: Snakemake, tree: Path) -> None:
+    checkpoint = tree / "work/demo/gene_only/checkpoints/step-400"
+    checkpoint.mkdir(parents=True)
+    try:
+        found = snakemake("-n", "resume", "--config", "run=gene_only")
+        assert jobs(found) == {**DATA, "train": 1, "resume": 1}
+        assert "--run-name gene_only" in commands(found, "train.py")[0]
+    finally:
+        shutil.rmtree(tree / "work")
+
+
+# -- quality ---------------------------------------------------------------------------------------------------------
+
+
+def test_lint_finds_nothing(snakemake: Snakemake) -> None:
+    run = snakemake("--lint")
+    assert run.returncode == 0, run.stderr
+
+
+def test_snakefmt_finds_nothing(root: Path) -> None:
+    command = [Path(sys.executable).parent / "snakefmt", "--check", "Snakefile", "rules"]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_snakefile_is_short(root: Path) -> None:
+    assert len((root / "Snakefile").read_text().splitlines()) <= 50

@@ -1,0 +1,118 @@
+"""What a change of the settings runs again, asked of finished runs whose files are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import Snakemake, jobs
+
+TARGETS = ("evaluate_full", "evaluate_gene_only")
+TRAINED = {"train": 2, "evaluate": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(snakemake: Snakemake, tree: Path) -> Snakemake:
+    """Dry runs on a tree in which the targets are finished: their files exist, and Snakemake has recorded them."""
+    plan = snakemake("-n", *TARGETS).stdout
+    for name in ", ".join(re.findall(r"^    output: (.*)", plan, re.MULTILINE)).split(", "):
+        file = tree / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.name == "model":
+            file.mkdir()
+        else:
+            file.write_text(f"{name}\n")
+    run = snakemake("--touch", "--forceall", *TARGETS)
+    assert run.returncode == 0, run.stderr
+    return snakemake
+
+
+def reruns(snakemake: Snakemake, settings: dict[str, object], *words: str) -> dict[str, int]:
+    config = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    found = jobs(snakemake("-n", *TARGETS, *words, *(["--config", *config] if config else [])))
+    return {rule: number for rule, number in found.items() if rule not in TARGETS}
+
+
+def test_a_second_run_has_nothing_to_do(finished: Snakemake) -> None:
+    run = finished("-n", *TARGETS)
+    assert "Nothing to be done" in run.stdout + run.stderr
+    assert reruns(finished, {}) == {}
+
+
+def test_the_settings_are_written_for_the_stages(finished: Snakemake, tree: Path) -> None:
+    written = json.loads((tree / "results/demo/settings.json").read_text())
+    assert written["runs"]["full"]["model"]["hidden_size"] == 64
+    assert list((tree / "results/demo").glob(".settings*")) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"training": {"learning_rate": 0.003}}, TRAINED),
+        ({"training": {"max_epochs": 3}}, TRAINED),
+        ({"training": {"stop_after": {"updates": 9}}}, TRAINED),
+        ({"model": {"num_attention_layers": 3}}, TRAINED),
+        ({"runs": {"full": {"seed": 1}}}, {"train": 1, "evaluate": 1}),
+        ({"runs": {"mask_only": {"seed": 1}}}, {}),
+        ({"split": {"dev": 0.2}}, {"split": 1, **TRAINED}),
+        ({"tokenize": {"unit_mb": 3}}, {"tokenize_source": 2, "split": 1, **TRAINED}),
+        ({"gff3_types": {"mRNA": None}}, {"vocabularies": 1, "tokenize_source": 2, "split": 1, **TRAINED}),
+    ],
+    ids=str,
+)
+def test_a_setting_reruns_what_depends_on_it(
+    finished: Snakemake, settings: dict[str, object], expected: dict[str, int]
+) -> None:
+    assert reruns(finished, settings) == expected
+
+
+def test_two_settings_that_swap_their_values_rerun(finished: Snakemake) -> None:
+    assert reruns(finished, {"training": {"batch_size": 4, "gradient_accumulation_steps": 8}}) == TRAINED
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training": {"worker_num": 3}},
+        {"training": {"cpu_ranks": 2}},
+        {"training": {"device": "cpu"}},
+        {"training": {"save_steps": 80, "keep_last": 1, "logging_steps": 4, "loss_logging_steps": 4}},
+        {"training": {"max_tokens_per_pack": 4096}},
+        {"report_runs": ["full", "single"]},
+        {"run": "full"},
+    ],
+    ids=str,
+)
+def test_how_a_run_is_carried_out_reruns_nothing(finished: Snakemake, settings: dict[str, object]) -> None:
+    assert reruns(finished, settings) == {}
+
+
+def test_the_number_of_cores_or_gpus_reruns_nothing(finished: Snakemake) -> None:
+    assert reruns(finished, {}, "--cores", "1") == {}
+    assert jobs(finished("-n", *TARGETS, gpus="0,1")) == {}
+
+
+def test_one_source_changed_leaves_the_other(finished: Snakemake, tree: Path) -> None:
+    overlay = tree / "window.yaml"
+    text = (tree / "config/config.yaml").read_text()
+    sources = text[text.index("sources:") : text.index("# label files")]
+    overlay.write_text(sources.replace("window_size: 256", "window_size: 128"))
+    found = finished("-n", *TARGETS, "--configfile", "window.yaml")
+    assert jobs(found)["tokenize_source"] == 1
+    assert "--source genomes" in found.stdout
+
+
+def test_changed_sequences_rerun_and_a_touched_file_does_not(finished: Snakemake, tree: Path) -> None:
+    labels, backup = tree / "results/demo/input/labels.tsv", tree / "labels"
+    shutil.copy2(labels, backup)
+    try:
+        labels.touch()
+        assert reruns(finished, {}) == {}
+        labels.write_text("changed\n")
+        assert reruns(finished, {}) == {"vocabularies": 1, "tokenize_source": 2, "split": 1, **TRAINED}
+    finally:
+        shutil.move(backup, labels)

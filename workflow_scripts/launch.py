@@ -1,0 +1,26 @@
+"""Run a stage's command with its log, its signals and its errors in order."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# The only script that starts without PYTHONPATH: it is what sets it for the others.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lucavirus.launch import launch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log", type=Path, required=True, help="file that finished lines of output are appended to")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="torchrun ... or python ...")
+    arguments = parser.parse_args()
+    if not arguments.command:
+        parser.error("the command is missing")
+    return launch(arguments.command, arguments.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
