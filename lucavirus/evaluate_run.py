@@ -60,9 +60,7 @@ def _evaluate(model: LucaVirus, run: Run, data: Path, split: str, ranks: Ranks) 
     dataset = Dataset(data, run.molecules, split, run.model.max_length, tasks)
     if not len(dataset):
         return None
-    parameters = sum(p.numel() for p in model.parameters())
-    width = model.architecture.layers * model.architecture.hidden_size
-    compute = resolve_compute(run, ranks.device, parameters, width)
+    compute = resolve_compute(run, model, ranks)
     with tqdm(desc=split, unit="pack", file=sys.stderr, mininterval=1.0, ncols=110, disable=not ranks.first) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -183,3 +183,8 @@ class LucaVirus(nn.Module):
             return self.lm_head(x_MC)  # type: ignore[no-any-return]
         number = self._head_number[task]
         return self.classifier_list[number](F.gelu(self.hidden_layer_list[number](x_MC)))  # type: ignore[no-any-return]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that are trained, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

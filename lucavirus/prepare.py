@@ -12,9 +12,10 @@ import torch
 
 from lucavirus.config import OPERATIONAL, Run
 from lucavirus.dataset import Dataset, classes_of, require_samples
+from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.evaluate import Compute
-from lucavirus.model import Architecture
+from lucavirus.model import Architecture, LucaVirus, count_parameters
 from lucavirus.plan import Plan, automatic_max_steps
 from lucavirus.tasks import SUPERVISED
 from lucavirus.vocabularies import read_vocabularies
@@ -99,16 +100,19 @@ def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoi
     )
 
 
-def resolve_compute(run: Run, device: torch.device, parameters: int, layers_width: int) -> Compute:
-    """Precision and pack size on this device; `layers_width` is layers x width of the encoder."""
+def resolve_compute(run: Run, model: LucaVirus, ranks: Ranks) -> Compute:
+    """Precision and pack size of a run, the same on every rank."""
+    device = ranks.device
     on_gpu = device.type == "cuda"
     half = run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
     dtype = torch.bfloat16 if half else torch.float32
     if run.max_tokens_per_pack != "auto":
         return Compute(device, dtype, run.max_tokens_per_pack)
-    capacity = _CPU_PACK
+    capacity = torch.tensor([_CPU_PACK], device=device)
     if on_gpu:
         # Weights, gradients and two moments in float32 are not there yet.
-        free = torch.cuda.mem_get_info(device)[0] - 16 * parameters
-        capacity = int(0.7 * free / (_ACTIVATIONS * dtype.itemsize * layers_width)) // 1024 * 1024
-    return Compute(device, dtype, max(capacity, run.model.max_length))
+        free = torch.cuda.mem_get_info(device)[0] - 16 * count_parameters(model)
+        width = model.architecture.layers * model.architecture.hidden_size
+        capacity[0] = int(0.7 * free / (_ACTIVATIONS * dtype.itemsize * width)) // 1024 * 1024
+    ranks.broadcast_(capacity)
+    return Compute(device, dtype, max(int(capacity), run.model.max_length))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import resource
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,12 +13,13 @@ import torch
 from lucavirus.config import Settings
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import Ranks, joined
-from lucavirus.errors import Preempted, UserError
+from lucavirus.errors import Preempted
 from lucavirus.evaluate import Compute, evaluate_split
 from lucavirus.files import replace_json
+from lucavirus.guard import StopRequest, only_trainer
 from lucavirus.history import History
 from lucavirus.loader import Batches, updates
-from lucavirus.model import LucaVirus
+from lucavirus.model import LucaVirus, count_parameters
 from lucavirus.plan import crosses
 from lucavirus.prepare import Prepared, check_fingerprint, prepare, resolve_compute
 from lucavirus.publish import publish_history, publish_model
@@ -31,15 +28,13 @@ from lucavirus.tasks import TASKS
 from lucavirus.update import Updater
 from lucavirus.weights import import_weights
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
 
 def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> None:
     """Train a run to its end, from its newest checkpoint in `work`, and publish it to `out`.
 
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
-    with joined(settings.runs[name].device) as ranks, _only_trainer(work, ranks):
+    with joined(settings.runs[name].device) as ranks, only_trainer(work, ranks):
         trainer = Trainer(prepare(name, settings.runs[name], data), ranks, work)
         try:
             trainer.run_to_end()
@@ -48,22 +43,6 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
         if ranks.first:
             trainer.publish(data, out)
         ranks.barrier()
-
-
-@contextmanager
-def _only_trainer(work: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the lock of the run's work folder on the first rank; a dead owner's lock is free by itself."""
-    if not ranks.first:
-        yield
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError("another training of this run is going on", where=str(work),
-                            hint="wait for it or end it; two runs side by side need two names") from error  # fmt: skip
-        yield
 
 
 class Trainer:
@@ -84,15 +63,13 @@ class Trainer:
         self.compute = self._resolve()
         self.updater = Updater(self.model, self.run, self.compute, self.state.resolved["max_steps"], ranks)
         self._load(newest)
-        self._asked_to_stop = False
+        self.stop_request = StopRequest()
         self._window_start, self._data_seconds = time.perf_counter(), 0.0
         self._introduce()
 
     def _resolve(self) -> Compute:
         """Values that were `auto`: those of the checkpoint when there is one, so that they stay."""
-        architecture = self.prepared.architecture
-        width = architecture.layers * architecture.hidden_size
-        compute = resolve_compute(self.run, self.ranks.device, _parameters(self.model), width)
+        compute = resolve_compute(self.run, self.model, self.ranks)
         resolved = self.state.resolved
         resolved.setdefault("max_steps", self.prepared.max_steps())
         if self.run.max_tokens_per_pack == "auto" and resolved.get("device") == self.ranks.device.type:
@@ -113,7 +90,7 @@ class Trainer:
         for task in prepared.dropped:
             say(f"warning: {task} has no label in these data; the run goes on without it")
         sizes = " / ".join(f"{len(d):,}" for d in (prepared.train, prepared.dev, prepared.test))
-        say(f"run {prepared.name}: {_parameters(self.model):,} parameters, {sizes} sequences (train / dev / test)")
+        say(f"run {prepared.name}: {count_parameters(self.model):,} parameters, {sizes} sequences (train / dev / test)")
         say(
             f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
             f"sequences an update, computed by {self.ranks.world_size} process(es) on {self.ranks.device.type}, "
@@ -143,7 +120,7 @@ class Trainer:
             self.ranks.rank, self.ranks.world_size,
         )  # fmt: skip
         self.history.start_bar(self.state.update, self.last_update)
-        with _signals(self._ask_to_stop):
+        with self.stop_request.listening():
             packs = updates(batches, self.state.update, self.last_update)
             while not self.done:
                 if self._update(packs):
@@ -151,16 +128,13 @@ class Trainer:
                     raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue")
                 self._boundary()
 
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self._asked_to_stop = True
-
     def _update(self, packs: Iterator[list[Any]]) -> bool:
         """One update, counted and logged; returns whether any rank was asked to stop."""
         started = time.perf_counter()
         made = next(packs)
         self._data_seconds += time.perf_counter() - started
         update = self.state.update + 1
-        statistics, norm = self.updater.step(update, made, self._asked_to_stop)
+        statistics, norm = self.updater.step(update, made, self.stop_request.came)
         stop, statistics[PLACE["stop"]] = statistics[PLACE["stop"]], 0.0
         self.state.add(statistics)
         seconds = self._agreed_seconds(time.perf_counter() - started)
@@ -230,7 +204,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Dev loss after an epoch and at the end; when it is the best so far, keep the weights and test them."""
-        state, prepared = self.state, self.prepared
+        state, prepared, started = self.state, self.prepared, time.perf_counter()
         if len(prepared.dev):
             loss = self._evaluate_on("dev", prepared.dev, metrics=False)
             if state.best is None or loss < state.best["loss"]:
@@ -240,7 +214,7 @@ class Trainer:
                 if len(prepared.test):
                     self._evaluate_on("test", prepared.test, metrics=True)
         state.evaluated = state.update
-        self._window_start = time.perf_counter()
+        self._window_start += time.perf_counter() - started  # the speed is that of training
 
     def _evaluate_on(self, split: str, dataset: Dataset, *, metrics: bool) -> float:
         result = evaluate_split(
@@ -280,23 +254,8 @@ class Trainer:
             "updates": at.update, "steps": at.step, "epochs": at.update / self.plan.updates_per_epoch,
             "sequences": state.sequences, "tokens": state.tokens, "seconds": round(state.seconds, 1),
             "best": state.best, "B": self.run.sequences_per_update, "world_size": self.ranks.world_size,
-            "parameters": _parameters(self.model), "max_steps": self.updater.max_steps,
+            "parameters": count_parameters(self.model), "max_steps": self.updater.max_steps,
         })  # fmt: skip
-
-
-def _parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have SIGTERM, SIGINT and SIGUSR1 call `handler` for a while."""
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _memory_mb(device: torch.device) -> float:
