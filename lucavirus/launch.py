@@ -19,6 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, BinaryIO
 
+from lucavirus.errors import UserError
+from lucavirus.guard import only_owner
+
 ROOT = Path(__file__).resolve().parent.parent
 # The name may not be on PATH; USR1 is the schedulers' warning, which torchrun by itself would die of; saving a large
 # model takes longer than the 30 s that torchrun grants.
@@ -35,9 +38,17 @@ NOISE = re.compile(rb"(\[rank\d+\]: ?)?([WE]\d{4} \d\d:\d\d:\d\d|Traceback \(mos
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def launch(command: Sequence[str], log: Path) -> int:
-    """Run the command until it ends and return its exit status (128 + n when signal n ended it)."""
+def launch(command: Sequence[str], log: Path, guard: Path | None = None) -> int:
+    """Run the command until it ends and return its exit status (128 + n when signal n ended it).
+
+    With `guard`, a run's work folder, it starts only when no other training holds that folder: refused here, before
+    torchrun, it takes no time. A training whose Snakemake has died gets time to save and end.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
+    if guard and (refusal := _refusal(guard)):
+        with log.open("ab") as log_file:
+            Output(sys.stdout.buffer, log_file, log).say(refusal)
+        return 1
     # Beside the log, because ranks on other nodes do not share /tmp.
     errors = Path(f"{log.resolve()}.errors")
     errors.unlink(missing_ok=True)
@@ -50,6 +61,14 @@ def launch(command: Sequence[str], log: Path) -> int:
         output.end(failed=child.returncode != 0)
     errors.unlink(missing_ok=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _refusal(work: Path) -> str:
+    try:
+        with only_owner(work, patience=GRACE_SECONDS):
+            return ""
+    except UserError as error:
+        return f"error: {error}"
 
 
 def program(command: Sequence[str]) -> list[str]:
@@ -205,11 +224,15 @@ class Output:
             self._finish(self.line + b"\n")
         message = self._message() if failed else ""
         if message:
-            self._write(f"{message}\n".encode())
+            self.say(message)
         else:
             for line in self.held or []:
                 self._write(line)
         self.held = None
+
+    def say(self, message: str) -> None:
+        """Write a message of our own to both."""
+        self._write(f"{message}\n".encode())
 
     def _finish(self, line: bytes) -> None:
         if self.held is None and NOISE.match(_last_state(line)) and self._message():

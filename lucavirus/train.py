@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lucavirus.distributed import Ranks, joined
 from lucavirus.errors import Preempted
 from lucavirus.evaluate import Compute, evaluate_split
 from lucavirus.files import replace_json
-from lucavirus.guard import StopRequest, only_trainer
+from lucavirus.guard import StopRequest, only_owner
 from lucavirus.history import History
 from lucavirus.loader import Batches, updates
 from lucavirus.model import LucaVirus, count_parameters
@@ -34,7 +35,7 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
-    with joined(settings.runs[name].device) as ranks, only_trainer(work, ranks):
+    with joined(settings.runs[name].device) as ranks, only_owner(work) if ranks.first else nullcontext():
         trainer = Trainer(prepare(name, settings.runs[name], data), ranks, work)
         try:
             trainer.run_to_end()

@@ -1,5 +1,6 @@
 # Helpers of the rules, named by what they return. No rule is here.
 
+import hashlib
 import json
 import os
 import sys
@@ -94,6 +95,11 @@ def work_folder(wildcards) -> str:
 def identity(**settings) -> str:
     """The settings as one line of JSON."""
     return json.dumps(settings, sort_keys=True)
+
+
+def settings_digest(wildcards) -> str:
+    """A short name of all settings together."""
+    return hashlib.sha256(SETTINGS.model_dump_json().encode()).hexdigest()[:16]
 
 
 def vocabularies_identity(wildcards) -> str:

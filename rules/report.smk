@@ -27,7 +27,7 @@ rule show_settings:
         runtime=5,
     params:
         settings=SETTINGS_FILE,
-        identity=SETTINGS.model_dump_json(),
+        identity=settings_digest,
     shell:
         "cp {params.settings} {output} 2> {log}"
 

@@ -34,7 +34,8 @@ rule train:
         settings=SETTINGS_FILE,
         identity=train_identity,
     shell:
-        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"
+        "exec python workflow_scripts/launch.py --log {log} --guard {params.work}"
+        " torchrun --standalone --nproc-per-node {params.ranks}"
         " workflow_scripts/train.py"
         " --settings {params.settings}"
         " --run-name {wildcards.run}"

@@ -16,10 +16,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, required=True, help="file that finished lines of output are appended to")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="torchrun ... or python ...")
+    parser.add_argument("--guard", type=Path, metavar="DIR", help="work folder that no other training may hold")
     arguments = parser.parse_args()
     if not arguments.command:
         parser.error("the command is missing")
-    return launch(arguments.command, arguments.log)
+    return launch(arguments.command, arguments.log, arguments.guard)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,8 @@ def test_two_trainings_of_one_run_at_once_are_refused(settings: Path) -> None:
         done = subprocess.run(
             tiny.train_command(settings, "twice"), env=tiny.environment(), capture_output=True, text=True
         )
-        assert done.returncode == 1 and "another training of this run is going on" in done.stderr
+        assert done.returncode == 1
+        assert f"another training of this run is going on: process {process.pid} on " in done.stderr
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

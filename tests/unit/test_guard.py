@@ -1,0 +1,61 @@
+"""The lock of a run: who holds it is told, a dead owner does not block, patience waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lucavirus.errors import UserError
+from lucavirus.guard import only_owner
+from lucavirus.launch import launch
+
+HOLD = "import sys, time; from pathlib import Path; from lucavirus.guard import only_owner\n"
+HOLD += "with only_owner(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+
+
+@pytest.fixture
+def holder(tmp_path: Path, root: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_refused_with_the_owner_named(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    try:
+        with pytest.raises(UserError, match=rf"process {holder.pid} on .*, since 20"), only_owner(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    # The kernel frees the lock of the dead.
+    with only_owner(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_patience_waits_for_an_owner_that_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    threading.Timer(0.5, holder.kill).start()
+    started = time.monotonic()
+    with only_owner(tmp_path, patience=20):
+        assert 0.3 < time.monotonic() - started < 15
+    holder.wait()
+
+
+def test_the_launcher_refuses_before_it_starts_anything(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lucavirus.launch.GRACE_SECONDS", 0.3)
+    started = tmp_path / "started"
+    try:
+        status = launch(["python", "-c", f"open({str(started)!r}, 'w')"], tmp_path / "log", guard=tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert status == 1 and not started.exists()
+    assert f"going on: process {holder.pid} on" in (tmp_path / "log").read_text()
