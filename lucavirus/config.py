@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -25,10 +26,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 # Settings of a run that say how it is carried out, not what comes out: changing them never makes a result stale.
 OPERATIONAL = frozenset(
     {
-        "loss_logging_steps", "logging_steps", "save_steps", "keep_last",
+        "loss_logging_steps", "logging_steps", "save_steps", "save_minutes", "keep_last", "keep_every",
+        "non_finite", "max_skipped",
         "device", "cpu_ranks", "worker_num", "max_tokens_per_pack",
     }
 )  # fmt: skip
+# What a finished run may be given more of; a new start goes on then.
+EXTENSIBLE = frozenset({"max_epochs", "stop_after"})
 
 
 def _text(default: Any, description: str, **rules: Any) -> Any:
@@ -43,6 +47,16 @@ class Frozen(BaseModel):
     """A group of settings: immutable, and a key it does not know is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    def contradictions(self) -> Iterator[str]:
+        """What is wrong with settings that are each right by themselves."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problems := list(self.contradictions()):
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class Source(Frozen):
@@ -69,19 +83,18 @@ class Source(Frozen):
         """True for OpenVirus CSV, False for FASTA, by the file name."""
         return _is_csv(self.files[0])
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Settings that do not go together."""
         if len({_is_csv(name) for name in self.files}) > 1:
-            raise ValueError("FASTA and CSV files cannot be mixed in one source; make two sources")
+            yield "FASTA and CSV files cannot be mixed in one source; make two sources"
         if not self.is_csv and self.kind is None:
-            raise ValueError("a FASTA source needs `kind: gene` or `kind: prot`")
+            yield "a FASTA source needs `kind: gene` or `kind: prot`"
         if self.is_csv and self.kind is not None:
-            raise ValueError("a CSV says the kind of each row itself; remove `kind`")
+            yield "a CSV says the kind of each row itself; remove `kind`"
         if self.is_csv and self.annotations:
-            raise ValueError("the labels of a CSV are in the CSV; remove `annotations`")
+            yield "the labels of a CSV are in the CSV; remove `annotations`"
         if self.window_size is not None and self.window_overlap >= self.window_size:
-            raise ValueError("window_overlap must be smaller than window_size")
-        return self
+            yield "window_overlap must be smaller than window_size"
 
 
 class Split(Frozen):
@@ -90,13 +103,12 @@ class Split(Frozen):
     dev: NonNegativeFloat = _text(0.1, "dev set, per molecule: a fraction (below 1) or a number of sequences")
     test: NonNegativeFloat = _text(0.1, "test set, likewise")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Settings that do not go together."""
         if (self.dev < 1) != (self.test < 1) and self.dev and self.test:
-            raise ValueError("dev and test must both be fractions or both be numbers of sequences")
+            yield "dev and test must both be fractions or both be numbers of sequences"
         if self.dev + self.test >= 1 and self.dev < 1 and self.test < 1:
-            raise ValueError("dev + test leave nothing to train on")
-        return self
+            yield "dev + test leave nothing to train on"
 
 
 class Tokenize(Frozen):
@@ -116,15 +128,12 @@ class Model(Frozen):
         {}, "hidden width of each task's head; what is left out is full size"
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Settings that do not go together."""
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
-            )
+            yield f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
         if (self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError("hidden_size / num_attention_heads must be even, for the rotary positions")
-        return self
+            yield "hidden_size / num_attention_heads must be even, for the rotary positions"
 
     def head_width(self, task: str) -> int:
         """Width of the hidden layer of a task's head."""
@@ -184,7 +193,18 @@ class Run(Frozen):
         1000, "steps between full records (per-task curves, speed, memory) in TensorBoard"
     )
     save_steps: PositiveInt = _text(200000, "steps between checkpoints")
+    save_minutes: PositiveFloat | None = _text(
+        None, "minutes between checkpoints, beside save_steps; null: no such limit"
+    )
     keep_last: PositiveInt = _text(3, "checkpoints kept; older ones are removed once a newer one is whole")
+    keep_every: PositiveInt | None = _text(
+        None, "steps: of each such stretch one checkpoint is kept for good; null: none"
+    )
+    non_finite: Literal["stop", "skip"] = _text(
+        "stop",
+        "what a gradient that is not finite does: end the run, or skip that update; it is written down either way",
+    )
+    max_skipped: PositiveInt = _text(3, "with `non_finite: skip`: updates skipped in a row after which the run ends")
 
     device: Literal["auto", "cpu"] = _text("auto", "auto: GPUs when there are any; cpu: never")
     cpu_ranks: PositiveInt = _text(1, "processes of a training without GPU")
@@ -199,28 +219,40 @@ class Run(Frozen):
         """B: sequences of one optimizer update, whatever the number of processes that really run."""
         return self.gpus * self.batch_size * self.gradient_accumulation_steps
 
+    def meaning(self) -> dict[str, Any]:
+        """All settings that a checkpoint must agree with: those that say what the run is, not how it is carried out."""
+        return self.model_dump(mode="json", exclude=set(OPERATIONAL | EXTENSIBLE))
+
     def task_weight(self, task: str) -> float:
         """Weight of a task in the loss."""
         return self.task_weights.get(task, TASKS[task].weight)  # type: ignore[call-overload,no-any-return]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Settings that do not go together."""
+        for field, given in (("molecules", self.molecules), ("tasks", self.tasks)):
+            if len(set(given)) < len(given):
+                yield f"{field} names one of them twice: {', '.join(given)}"
         strangers = [task for task in self.tasks if TASKS[task].molecule not in self.molecules]
         if strangers:
-            raise ValueError(f"tasks {', '.join(strangers)} need a molecule that is not in `molecules`")
+            yield f"tasks {', '.join(strangers)} need a molecule that is not in `molecules`"
         for molecule in self.molecules:
             if not any(TASKS[task].molecule == molecule for task in self.tasks):
-                raise ValueError(f"molecules has {molecule}, but no task of the run learns from it")
+                yield f"molecules has {molecule}, but no task of the run learns from it"
+        warmup_updates = self.warmup_steps / self.gradient_accumulation_steps
+        if self.max_steps != "auto" and warmup_updates >= self.max_steps:
+            yield (
+                f"warmup_steps / gradient_accumulation_steps is {warmup_updates:g} updates of warm-up, but the "
+                f"learning rate is back at 0 after max_steps = {self.max_steps}; lower warmup_steps"
+            )
         if self.max_steps == "auto":
             if self.final_learning_rate is None:
-                raise ValueError("`max_steps: auto` needs final_learning_rate")
-            if self.final_learning_rate >= self.learning_rate:
-                raise ValueError("final_learning_rate must be below learning_rate")
+                yield "`max_steps: auto` needs final_learning_rate"
+            elif self.final_learning_rate >= self.learning_rate:
+                yield "final_learning_rate must be below learning_rate"
         elif self.final_learning_rate is not None:
-            raise ValueError("final_learning_rate has a meaning only with `max_steps: auto`")
+            yield "final_learning_rate has a meaning only with `max_steps: auto`"
         if isinstance(self.max_tokens_per_pack, int) and self.max_tokens_per_pack < self.model.max_length:
-            raise ValueError("max_tokens_per_pack must be at least the model's max_length")
-        return self
+            yield "max_tokens_per_pack must be at least the model's max_length"
 
 
 class Settings(Frozen):
@@ -240,24 +272,32 @@ class Settings(Frozen):
     runs: dict[Name, Run] = Field(min_length=1, description="the trainings; each `x` here is a target train_x")
     report_runs: tuple[str, ...] = _text((), "runs that the target `report` shows")
     run: str | None = _text(None, "the run that the target `resume` continues")
+    trained_checkpoint: PositiveInt | None = _text(
+        None, "with `run`: step of an older checkpoint to go back to (later ones are set aside), or of model_dirpath"
+    )
+    model_dirpath: str | None = _text(
+        None, "with `run` and trained_checkpoint: folder of the original's checkpoint of that step"
+    )
+    restart: str | None = _text(None, "a run whose settings were changed: begin it anew, the old work is set aside")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Settings that do not go together."""
         names = [source.name for source in self.sources]
         for name in {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two sources are named {name}")
+            yield f"two sources are named {name}"
         for task in self.vocabularies:
             if task not in SUPERVISED:
-                raise ValueError(f"vocabularies has {task}, which has no labels")
-        for field, wanted in [("report_runs", self.report_runs), ("run", (self.run,) if self.run else ())]:
-            for name in wanted:
-                if name not in self.runs:
-                    raise ValueError(f"{field} names {name}, which is not in runs ({', '.join(self.runs)})")
+                yield f"vocabularies has {task}, which has no labels"
+        if self.run is None and (self.trained_checkpoint or self.model_dirpath):
+            yield "trained_checkpoint and model_dirpath say how to continue `run`, which is not given"
+        wanted = [("run", self.run), ("restart", self.restart), *(("report_runs", name) for name in self.report_runs)]
+        for field, chosen in wanted:
+            if chosen is not None and chosen not in self.runs:
+                yield f"{field} names {chosen}, which is not in runs ({', '.join(self.runs)})"
         for name, run in self.runs.items():
             for source in self.sources:
                 if source.window_size and source.window_size > run.model.max_length - 2:
-                    raise ValueError(
+                    yield (
                         f"source {source.name} has windows of {source.window_size}, but run {name} reads at most "
                         f"{run.model.max_length - 2} (max_length - 2)"
                     )
-        return self

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import glob
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,57 @@ def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Colle
     """
     problems: list[tuple[Location, str]] = []
     complete = _expand_files(_complete_runs(raw, problems), made, problems)
-    settings = None
-    try:
-        settings = Settings.model_validate(complete)
-    except ValidationError as error:
-        problems += [_explain(detail, raw) for detail in error.errors() if not _follows_from_another(detail)]
-    if problems or settings is None:
+    problems += [_explain(detail, raw) for detail in _mistakes(complete)]
+    if problems:
         raise UserError(_message(problems, files))
-    return settings
+    return Settings.model_validate(complete)
 
 
 def read_settings(path: Path) -> Settings:
     """Read the complete settings that the workflow wrote for its stages (JSON)."""
-    return Settings.model_validate(json.loads(path.read_text()))
+    try:
+        return Settings.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot be read ({error})", where=str(path), hint="Snakemake writes it at each start"
+        ) from error
+
+
+def chosen_run(settings: Settings, name: str) -> Run:
+    """The run of a name. Raises UserError where there is none."""
+    if name not in settings.runs:
+        raise UserError(f"there is no run {name}", hint=f"the runs are {', '.join(settings.runs)}")
+    return settings.runs[name]
+
+
+def _mistakes(complete: dict[str, Any]) -> list[Any]:
+    """All of pydantic's findings, also those it makes only when settings beside them are right.
+
+    It looks at what goes together only when each setting is right by itself: so wrong ones are taken out, and it is
+    asked again.
+    """
+    found: list[Any] = []
+    complete = copy.deepcopy(complete)
+    while True:
+        try:
+            Settings.model_validate(complete)
+            return found
+        except ValidationError as error:
+            details = [d for d in error.errors() if not _follows_from_another(d)]
+            found += [d for d in details if d["type"] != "missing" or d["loc"] not in [f["loc"] for f in found]]
+            wrong = [d["loc"] for d in details if d["type"] not in ("value_error", "missing")]
+            if not sum(_take_out(complete, where) for where in wrong):
+                return found
+
+
+def _take_out(group: Any, where: Location) -> bool:
+    """Remove a setting from nested groups; False where it is not there (any more)."""
+    for part in where[:-1]:
+        try:
+            group = group[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return isinstance(group, dict) and group.pop(where[-1], None) is not None
 
 
 def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]]) -> dict[str, Any]:
@@ -59,7 +98,11 @@ def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]])
             continue
         own = own or {}
         run = {**training, **own}
-        run["model"] = {**model, **(own.get("model") or {})}
+        own_model = own.get("model") or {}
+        if isinstance(own_model, Mapping):
+            run["model"] = {**model, **own_model}
+        if name == raw.get("run") and raw.get("model_dirpath"):
+            run["model_dirpath"] = raw["model_dirpath"]
         run["stop_after"] = run.get("stop_after") or {}
         runs[name] = run
     return {**{key: value for key, value in raw.items() if key not in _SHARED}, "runs": runs}
@@ -75,14 +118,17 @@ def _group(raw: Mapping[str, Any], key: str, problems: list[tuple[Location, str]
 
 def _expand_files(raw: dict[str, Any], made: Collection[str], problems: list[tuple[Location, str]]) -> dict[str, Any]:
     sources = []
-    for n, source in enumerate(raw.get("sources") or []):
+    if not isinstance(raw.get("sources"), list):
+        return raw
+    for n, source in enumerate(raw["sources"]):
         if isinstance(source, Mapping):
             source = dict(source)
             for key in ("files", "annotations"):
                 if key in source:
                     source[key] = _found(source[key], ("sources", n, key), made, problems)
         sources.append(source)
-    for task, name in (raw.get("vocabularies") or {}).items():
+    vocabularies = raw.get("vocabularies")
+    for task, name in vocabularies.items() if isinstance(vocabularies, Mapping) else ():
         _found(name, ("vocabularies", task), made, problems)
     for run, own in raw["runs"].items():
         if own.get("model_dirpath"):
@@ -90,12 +136,14 @@ def _expand_files(raw: dict[str, Any], made: Collection[str], problems: list[tup
     return {**raw, "sources": sources}
 
 
-def _found(
-    names: str | Iterable[str] | None, where: Location, made: Collection[str], problems: list[tuple[Location, str]]
-) -> list[str]:
+def _found(names: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
+    """File names with patterns expanded; missing ones are problems. What is no name is left for pydantic to refuse."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return names
     found = []
-    for name in [names] if isinstance(names, str) else names or []:
-        hits = sorted(glob.glob(name)) if glob.has_magic(str(name)) else [name] * (name in made or os.path.exists(name))
+    for name in map(os.path.expanduser, names):
+        hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
         if not hits:
             problems.append((where, f"no such file: {name} (put it there, or fill in your own path on this line)"))
         found += hits or [name]
@@ -126,13 +174,19 @@ def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:
     """A run's setting that came from a shared group is reported there, once."""
     if len(where) >= 2 and where[0] == "runs":
         own = (raw.get("runs") or {}).get(where[1]) or {}
-        if len(where) > 3 and where[2] == "model" and where[3] not in (own.get("model") or {}):
+        if "[key]" in where or not isinstance(own, Mapping):
+            return where[:2]
+        if len(where) > 3 and where[2] == "model" and where[3] not in _mapping(own.get("model")):
             return ("model", *where[3:])
         if len(where) == 3 and where[2] == "model" and not own.get("model"):
             return ("model",)
         if len(where) > 2 and where[2] != "model" and where[2] not in own:
             return ("training", *where[2:])
     return where
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _message(problems: list[tuple[Location, str]], files: Sequence[str]) -> str:
