@@ -19,7 +19,7 @@ AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
 _BLANKS = b" \t\r\n\x0b\x0c"
 
 # Fewer letters than these say nothing about the molecule.
-_ENOUGH: dict[str, int] = {"gene": 20, "prot": 50}
+_ENOUGH: dict[str, int] = {"gene": 8, "prot": 12}
 
 
 def encode(molecule: Molecule, sequence: bytes) -> bytes:

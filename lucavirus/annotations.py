@@ -113,7 +113,7 @@ def close_to(name: str, known: Iterable[str]) -> str:
 
 
 def _read_gff3(file: str, types: Mapping[str, str | None], left_out: Counter[str]) -> Iterator[Annotation]:
-    circles: dict[str, int] = {}
+    circles = _circles(file)
     for number, line in read_lines(file):
         if line.startswith(("##FASTA", ">")):
             return
@@ -124,13 +124,17 @@ def _read_gff3(file: str, types: Mapping[str, str | None], left_out: Counter[str
             raise _mistake(file, number, f"the row has {len(columns)} columns", "GFF3 has nine, with tabs between them")
         name, kind = unquote(columns[0]), columns[2].strip()
         start, end = _range(file, number, columns[3], columns[4], first=1)
-        if "Is_circular=true" in columns[8]:
-            circles[name] = end
         if label := types.get(kind):
             for span in _unrolled(start - 1, end - 1, circles.get(name, end)):
                 yield Annotation(file, number, name, "gene_type", label, span)
         elif kind not in types:
             left_out[kind] += 1
+
+
+def _circles(file: str) -> dict[str, int]:
+    """Lengths of the circular sequences; the row that says so need not come first."""
+    rows = (line.split("\t") for _, line in read_lines(file) if "Is_circular=true" in line and not line.startswith("#"))
+    return {unquote(row[0]): int(row[4]) for row in rows if len(row) >= 9 and row[4].isdecimal()}
 
 
 def _mistake(file: str, number: int, what: str, hint: str) -> UserError:

@@ -34,6 +34,11 @@ def sequence_hash(molecule: Molecule, tokens: bytes) -> int:
     return int.from_bytes(digest, "little")
 
 
+def text_hash(text: str) -> int:
+    """64-bit hash of a text, stable over machines and versions."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 @dataclass
 class _Columns:
     """What a shard will hold, while it is gathered."""
@@ -44,6 +49,7 @@ class _Columns:
     ids: list[bytes] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     values: dict[str, list[tuple[int, ...]]] = field(default_factory=lambda: {task: [] for task in SUPERVISED})
     counts: dict[str, list[int]] = field(default_factory=lambda: {task: [] for task in SUPERVISED})
 
@@ -55,6 +61,7 @@ class _Columns:
         yield "id_offsets", _offsets([len(name) for name in self.ids])
         yield "parent_hash", np.array(self.parents, np.uint64)
         yield "content_hash", np.array(self.contents, np.uint64)
+        yield "row_hash", np.array(self.rows, np.uint64)
         for task in SUPERVISED:
             width = 3 if TASKS[task].level == "span" else 1
             yield f"labels/{task}/values", np.array(self.values[task], np.int32).reshape(-1, width)
@@ -86,6 +93,7 @@ class ShardWriter:
         columns.ids.append(name.encode())
         columns.parents.append(parent_hash)
         columns.contents.append(sequence_hash(molecule, tokens))
+        columns.rows.append(text_hash(repr((name, columns.contents[-1], sorted(labels.items())))))
         for task in SUPERVISED:
             rows = labels.get(task, ())
             columns.values[task].extend(rows)

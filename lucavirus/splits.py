@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,8 +85,7 @@ def make_datasets(settings: Settings, shards: Path, out: Path, ranks: Ranks) -> 
     if ranks.first:
         fixed = [SPLITS.index(source.split) if source.split != "auto" else -1 for source, _ in names]
         rows = _read_rows(shards, paths, fixed)
-        checksums = [entry["checksum"] for _, entry in names]
-        tables = [_divide(molecule, rows, paths, checksums, settings.split, out) for molecule in MOLECULES]
+        tables = [_divide(molecule, rows, paths, settings.split, out) for molecule in MOLECULES]
         summary = pd.DataFrame([row for counts, _ in tables for row in counts])
         histogram = pd.DataFrame([row for _, lengths in tables for row in lengths])
         replace_text(out / "lengths.tsv", histogram.to_csv(sep="\t", index=False))
@@ -106,6 +104,7 @@ class _Rows:
     molecule: NDArray[np.uint8]
     parent: NDArray[np.uint64]
     content: NDArray[np.uint64]
+    whole: NDArray[np.uint64]
     fixed: NDArray[np.int8]
 
 
@@ -118,13 +117,14 @@ def _read_rows(shards: Path, paths: Sequence[str], fixed: Sequence[int]) -> _Row
             np.full(count, number, np.int32), np.arange(count, dtype=np.int64),
             np.diff(shard.offsets).astype(np.int32), np.asarray(shard.molecule),
             np.asarray(shard.arrays["parent_hash"]), np.asarray(shard.arrays["content_hash"]),
+            np.asarray(shard.arrays["row_hash"]),
             np.full(count, fixed[number], np.int8),
         ))  # fmt: skip
     return _Rows(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 
 
 def _divide(
-    molecule: str, rows: _Rows, paths: Sequence[str], checksums: Sequence[str], split: Split, out: Path
+    molecule: str, rows: _Rows, paths: Sequence[str], split: Split, out: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     mine = np.flatnonzero(rows.molecule == MOLECULES.index(molecule))
     assigned = assign(rows.parent[mine], rows.fixed[mine], split)
@@ -133,13 +133,12 @@ def _divide(
     for number, name in enumerate(SPLITS):
         chosen = mine[(assigned == number) & ~leaks]
         arrays = {"shard": rows.shard[chosen], "row": rows.row[chosen], "length": rows.length[chosen]}
-        digest = hashlib.blake2b(json.dumps([*checksums, checksum(arrays)]).encode(), digest_size=16)
         path = out / molecule / f"{name}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, arrays, {
             "format": "lucavirus-dataset", "version": 1, "molecule": molecule, "split": name,
             "shards": json.dumps(list(paths)), "sequences": len(chosen), "tokens": int(arrays["length"].sum()),
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": checksum({"rows": rows.whole[chosen]}),
         })  # fmt: skip
         label = {"molecule": molecule, "split": name}
         dropped = int((leaks & (assigned == number)).sum())

@@ -48,6 +48,8 @@ def import_weights(model: nn.Module, folder: Path) -> Imported:
     Raises UserError where there is none, it cannot be read, or nothing in it matches.
     """
     found = {original_name(name): tensor for name, tensor in _read(folder).items()}
+    if "embed_tokens.weight" in found:  # tied; Hugging Face writes it once
+        found.setdefault("lm_head.weight", found["embed_tokens.weight"])
     own = model.state_dict()
     taken = [name for name in own if name in found and found[name].shape == own[name].shape]
     if not taken:
@@ -72,8 +74,8 @@ def _read(folder: Path) -> Mapping[str, Tensor]:
             try:
                 if path.suffix == ".safetensors":
                     return load_file(path)
-                state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-                return state
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
             except Exception as error:
                 raise UserError(
                     f"cannot be read as weights ({error})",

@@ -116,7 +116,8 @@ def _seconds(sequence: bytes) -> float:
         ("prot", GENOME, True),
         ("prot", GENOME.lower().replace(b"t", b"u"), True),
         ("prot", b"N" * 50 + GENOME, True),
-        ("prot", GENOME[:40], False),  # a short peptide may look like anything
+        ("prot", GENOME[:40], True),
+        ("prot", GENOME[:10], False),  # a short peptide may look like anything
         ("prot", PROTEIN, False),
         ("prot", b"GAGAGS" * 300, False),  # silk
         ("prot", b"GATA" * 300, False),  # no C: not all four bases

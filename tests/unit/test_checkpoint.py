@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lucavirus.checkpoint import damage, newest_complete, prune, read_state, read_tensors, save_checkpoint
+from lucavirus.checkpoint import damage, newest_complete, prune, read_state, save_checkpoint
+from lucavirus.errors import UserError
+from lucavirus.state import Checkpoints
 
-TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"a/step": torch.tensor(4.0)}}
+FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights" * 100), "b": lambda path: path.write_bytes(b"b")}
 
 
 def _save(folder: Path, *steps: int) -> None:
     for step in steps:
-        save_checkpoint(folder, step, TENSORS, {"step": step, "x": 0.1 + 0.2})
+        save_checkpoint(folder, step, FILES, {"step": step, "x": 0.1 + 0.2})
 
 
 def test_comes_back_exactly(tmp_path: Path) -> None:
     _save(tmp_path, 10)
     newest = newest_complete(tmp_path, pytest.fail)
     assert newest == tmp_path / "step-10" and read_state(newest) == {"step": 10, "x": 0.1 + 0.2}
-    assert torch.equal(read_tensors(newest, "model")["a"], TENSORS["model"]["a"])
-    assert read_tensors(newest, "optimizer")["a/step"].shape == ()
+    assert (newest / "model.safetensors").read_bytes() == b"weights" * 100
+    assert sorted(path.name for path in newest.iterdir()) == ["b", "complete.json", "model.safetensors", "state.json"]
 
 
 def test_the_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
@@ -50,6 +54,10 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, harm: str) -
     said: list[str] = []
     assert newest_complete(tmp_path, said.append) == tmp_path / "step-1"
     assert len(said) == 1 and "step-2 is damaged" in said[0] and damage(tmp_path / "step-1") is None
+    # Out of the way, so that it neither counts nor is taken again, but not deleted.
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept[1:] == ["step-1"] and kept[0].startswith("damaged-step-2-") and kept[0] in said[0]
+    assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-1"
 
 
 def test_a_half_written_one_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -58,3 +66,40 @@ def test_a_half_written_one_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert newest_complete(tmp_path, pytest.fail) is None
     _save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_one_of_each_stretch_is_kept_for_good(tmp_path: Path) -> None:
+    for step in range(10, 100, 10):
+        _save(tmp_path, step)
+        prune(tmp_path, keep_last=2, keep_every=30)
+    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [30, 60, 80, 90]
+
+
+def test_nothing_is_removed_for_a_damaged_newest(tmp_path: Path) -> None:
+    _save(tmp_path, 1, 2, 3)
+    (tmp_path / "step-3/model.safetensors").write_bytes(b"")
+    prune(tmp_path, keep_last=1)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_full_disk_keeps_the_older_ones(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="step 2 could not be written: .*No space left"):
+        save_checkpoint(tmp_path, 2, {**FILES, "c": full}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-1"
+
+
+def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(1000, 1000, bias=False)
+    usage = SimpleNamespace(free=70e6)
+    monkeypatch.setattr("lucavirus.state.shutil.disk_usage", lambda _: usage)
+    # 4 MB of weights: 12 a checkpoint, four of them, and the best weights twice make 56.
+    Checkpoints(tmp_path).require_space(model, keep_last=3)
+    usage.free = 50e6
+    with pytest.raises(UserError, match="0.1 GB are needed for checkpoints"):
+        Checkpoints(tmp_path).require_space(model, keep_last=3)
