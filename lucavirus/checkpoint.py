@@ -6,43 +6,58 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
+from lucavirus.errors import UserError
 from lucavirus.files import flush
 
 _MARKER = "complete.json"
 _PREFIX = "step-"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Path:
-    """Write `folder/step-{step}`: one safetensors file a group of tensors, `state.json`, and last the marker.
+def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path], object]], state: Any) -> Path:
+    """Write `folder/step-{step}`: `files` (name -> what writes it), `state.json`, and last the marker.
 
     Written beside and renamed, files and directories flushed: after a fault it is there whole or not at all.
+    Raises UserError when it cannot be written (disk full); what was there before stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step}"
     temporary = folder / f"tmp-{_PREFIX}{step}"
     for stale in folder.glob("tmp-*"):
         shutil.rmtree(stale)
+    try:
+        _write(temporary, files, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint of step {step} could not be written: {error}",
+            where=str(folder),
+            hint="the checkpoints before it are whole; make room, then start the same command again",
+        ) from error
+    replaced = folder / f"tmp-replaced-{step}"
+    if final.exists():  # an earlier start saved the same step; its bytes may have been damaged since
+        os.replace(final, replaced)
+    os.replace(temporary, final)
+    flush(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return final
+
+
+def _write(temporary: Path, files: Mapping[str, Callable[[Path], object]], state: Any) -> None:
     temporary.mkdir()
-    for name, group in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in group.items()},
-                  temporary / f"{name}.safetensors")  # fmt: skip
+    for name, write in files.items():
+        write(temporary / name)
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
     sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
     (temporary / _MARKER).write_text(json.dumps({"sha256": sums}, indent=1))
     for path in (*temporary.iterdir(), temporary):
         flush(path)
-    if final.exists():  # an earlier start saved the same step; its bytes may have been damaged since
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    flush(folder)
-    return final
 
 
 def _checksum(path: Path) -> str:
@@ -62,12 +77,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and passed over."""
+    """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and put out of the way."""
     for path in checkpoints(folder):
         problem = damage(path)
         if problem is None:
             return path
-        warn(f"checkpoint {path} is damaged ({problem}); trying the one before it")
+        aside = path.with_name(f"damaged-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        os.replace(path, aside)
+        warn(f"checkpoint {path} is damaged ({problem}) and now called {aside.name}; taking the one before it")
     return None
 
 
@@ -85,21 +102,26 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """One group of tensors of a checkpoint."""
-    return load_file(path / f"{name}.safetensors")
-
-
 def read_state(path: Path) -> dict[str, Any]:
     """The state of a checkpoint."""
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     return state
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints."""
-    for path in checkpoints(folder)[keep_last:]:
-        shutil.rmtree(path)
+def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
+    """Remove all but the newest `keep_last` checkpoints and the first one of each stretch of `keep_every` steps.
+
+    Nothing is removed unless the newest one is whole.
+    """
+    newest_first = checkpoints(folder)
+    if not newest_first or damage(newest_first[0]) is not None:
+        return
+    stretch = 0
+    for path in reversed(newest_first[keep_last:]):
+        if keep_every and step_of(path) // keep_every > stretch:
+            stretch = step_of(path) // keep_every
+        else:
+            shutil.rmtree(path)
 
 
 def keep_only(folder: Path, steps: set[int]) -> None:

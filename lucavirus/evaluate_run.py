@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lucavirus.config import Run, Settings
+from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import Ranks, joined
 from lucavirus.errors import UserError
@@ -24,7 +25,7 @@ from lucavirus.weights import import_weights
 
 def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, out: Path) -> None:
     """Evaluate a run's published model on dev and test and write `out` (JSON) and the same as a table (.tsv)."""
-    run = settings.runs[name]
+    run = chosen_run(settings, name)
     with joined(run.device) as ranks:
         model = load_model(model_folder).to(ranks.device)
         splits = {split: _evaluate(model, run, data, split, ranks) for split in ("dev", "test")}
@@ -38,7 +39,10 @@ def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, 
 
 def load_model(folder: Path) -> LucaVirus:
     """A published model, all of its weights found."""
-    architecture = Architecture.from_json(json.loads((folder / "config.json").read_text()))
+    try:
+        architecture = Architecture.from_json(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"is no published model ({error})", where=str(folder), hint="train the run first") from error
     model = LucaVirus(architecture)
     left = import_weights(model, folder).left
     if left:

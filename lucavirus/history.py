@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lucavirus.distributed import Ranks
+from lucavirus.plan import Position
 
 
 class History:
@@ -53,6 +54,17 @@ class History:
         self._file.write((json.dumps({**record, "time": round(time.time(), 3)}) + "\n").encode())
         for name, value in scalars.items():
             self._board.add_scalar(name, value, record["update"])
+
+    def not_finite(self, at: Position, norm: float, losses: dict[str, float], samples: list[str]) -> Path:
+        """Write down the update after `at`, whose gradient is not finite, with the ids of its samples."""
+        path = self.path.with_name("non_finite.jsonl")
+        if self._first:
+            # JSON has no word for such numbers.
+            told = {"gradient_norm": repr(norm), "losses": {task: repr(loss) for task, loss in losses.items()}}
+            place = {"update": at.update + 1, "step": at.step, "epoch": at.epoch}
+            with open(path, "a") as file:
+                file.write(json.dumps({**place, **told, "samples": samples}) + "\n")
+        return path
 
     def start_bar(self, done: int, total: int) -> None:
         """Show the progress bar, counted in updates."""

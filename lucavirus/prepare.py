@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lucavirus.config import OPERATIONAL, Run
+from lucavirus.config import Run
 from lucavirus.dataset import Dataset, classes_of, require_samples
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
@@ -20,8 +20,6 @@ from lucavirus.plan import Plan, automatic_max_steps
 from lucavirus.tasks import SUPERVISED
 from lucavirus.vocabularies import read_vocabularies
 
-# What a finished run may be given more of; a new start goes on then.
-_EXTENSIBLE = frozenset({"max_epochs", "stop_after"})
 _CPU_PACK = 4096
 # Activations that a layer keeps for its backward pass, in multiples of the width: measured on pre-LN layers by
 # Korthikanti et al. (2022) as 34 bytes a token in 16 bits, without the attention matrix.
@@ -48,10 +46,12 @@ class Prepared:
         if self.run.max_steps != "auto":
             return self.run.max_steps
         assert self.run.final_learning_rate is not None
-        return automatic_max_steps(
+        formula = automatic_max_steps(
             len(self.train), self.run.max_epochs, self.plan.sequences_per_update,
             self.run.learning_rate, self.run.final_learning_rate,
         )  # fmt: skip
+        # The formula leaves out that each epoch's last update is a part of one; the run must not end before its epochs.
+        return max(formula, self.plan.updates)
 
 
 def prepare(name: str, run: Run, data: Path) -> Prepared:
@@ -61,6 +61,7 @@ def prepare(name: str, run: Run, data: Path) -> Prepared:
     tasks = tuple(task for task in run.tasks if task not in dropped)
     if not tasks:
         raise UserError(f"no task of run {name} has a label", hint="give annotations, or add a mask task to its tasks")
+    fingerprint = run.meaning()  # with the tasks as configured: which of them have labels is up to the vocabularies
     run = run.model_copy(update={"tasks": tasks})
     classes = classes_of(vocabularies, tasks)
     train, dev, test = (
@@ -70,34 +71,17 @@ def prepare(name: str, run: Run, data: Path) -> Prepared:
     return Prepared(
         name, run, classes, Architecture.of(run, {task: classes.get(task, 0) for task in SUPERVISED}),
         Plan.of(run, len(train)), train, dev, test, dropped,
-        _fingerprint(run, vocabularies, train.fingerprint + dev.fingerprint + test.fingerprint),
+        fingerprint | _data_fingerprint(run, vocabularies, train.fingerprint + dev.fingerprint + test.fingerprint),
     )  # fmt: skip
 
 
-def _fingerprint(run: Run, vocabularies: Mapping[str, Sequence[str]], data: list[str]) -> dict[str, Any]:
-    meaning: dict[str, Any] = {
-        k: v for k, v in run.model_dump(mode="json").items() if k not in OPERATIONAL | _EXTENSIBLE
-    }
+def _data_fingerprint(run: Run, vocabularies: Mapping[str, Sequence[str]], data: list[str]) -> dict[str, Any]:
+    meaning: dict[str, Any] = {"sequences and labels": data}
     for task in run.tasks:
         if task in SUPERVISED:
             names = "\n".join(vocabularies[task])
             meaning[f"vocabulary of {task}"] = hashlib.sha256(names.encode()).hexdigest()[:16]
-    meaning["sequences and labels"] = data
     return meaning
-
-
-def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raise UserError, naming each differing setting with both values, unless a checkpoint belongs to this run."""
-    differing = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    if not differing:
-        return
-    lines = [f"    {key}: {saved.get(key)!r} -> {now.get(key)!r}" for key in differing]
-    raise UserError(
-        "this checkpoint was made with other settings:\n" + "\n".join(lines),
-        where=str(checkpoint),
-        hint="set them back; or give the changed run a new name under `runs`; or move the folder "
-        f"{checkpoint.parents[1]} away to start this run anew",
-    )
 
 
 def resolve_compute(run: Run, model: LucaVirus, ranks: Ranks) -> Compute:

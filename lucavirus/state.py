@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lucavirus import checkpoint
+from lucavirus.config import Run
 from lucavirus.distributed import Ranks
+from lucavirus.errors import UserError
 from lucavirus.tasks import TASKS
 from lucavirus.weights import export_weights
 
@@ -19,10 +24,18 @@ from lucavirus.weights import export_weights
 STATISTICS: tuple[str, ...] = (
     *(f"loss of {task}" for task in TASKS),
     *(f"sequences with {task}" for task in TASKS),
-    "loss", "sequences", "tokens", "stop",
+    "loss", "sequences", "tokens", "stop", "save",
 )  # fmt: skip
 PLACE: dict[str, int] = {name: place for place, name in enumerate(STATISTICS)}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+Files = Mapping[str, Callable[[Path], object]]
+
+
+def task_losses(statistics: Sequence[float]) -> dict[str, float]:
+    """Mean loss of each task over the sequences that have it."""
+    counts = {task: statistics[PLACE[f"sequences with {task}"]] for task in TASKS}
+    return {task: statistics[PLACE[f"loss of {task}"]] / count for task, count in counts.items() if count}
 
 
 @dataclass
@@ -31,8 +44,8 @@ class State:
 
     `update` counts the updates done; `evaluated` and `saved` are the last updates after which that was due and done;
     `sequences` and `tokens` were gone through; `seconds` is the time of training through all starts; `history_bytes` is
-    the length of metrics.jsonl; `best` is the best evaluation; `window` are the statistics since the last record;
-    `resolved` holds what was `auto`.
+    the length of metrics.jsonl; `best` is the best evaluation; `skipped` counts the updates skipped in a row; `window`
+    are the statistics since the last record; `resolved` holds what was `auto`.
     """
 
     update: int = 0
@@ -43,22 +56,30 @@ class State:
     seconds: float = 0.0
     history_bytes: int = 0
     best: dict[str, Any] | None = None
+    skipped: int = 0
     window: list[float] = field(default_factory=lambda: [0.0] * len(STATISTICS))
     resolved: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, statistics: list[float]) -> None:
-        """Count one update."""
+    def add(self, statistics: list[float], *, skipped: bool) -> None:
+        """Count one update; the losses of one that was skipped are not averaged."""
         self.update += 1
         self.sequences += int(statistics[PLACE["sequences"]])
         self.tokens += int(statistics[PLACE["tokens"]])
-        self.window = [a + b for a, b in zip(self.window, statistics, strict=True)]
+        self.skipped = self.skipped + 1 if skipped else 0
+        if not skipped:
+            self.window = [a + b for a, b in zip(self.window, statistics, strict=True)]
 
 
-@dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a run's work folder: `checkpoints/step-N` to go on from, `best/step-N` the best weights."""
+    """The checkpoints of a run's work folder: `checkpoints/step-N` to go on from, `best/step-N` the best weights.
 
-    work: Path
+    Saving copies to memory and writes in the background, one checkpoint at a time, so that training goes on.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[object] | None = None
 
     @property
     def folder(self) -> Path:
@@ -82,24 +103,63 @@ class Checkpoints:
         return self.work / "best" / f"step-{state.best['step']}" if state.best else last
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, fingerprint: Any, keep: int
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, fingerprint: Any, run: Run
     ) -> None:
-        """Save everything; then remove checkpoints beyond the newest `keep`, and best weights none speaks of."""
-        moments = {
-            f"{name}/{key}": optimizer.state[parameter][key]
-            for name, parameter in model.named_parameters()
-            for key in _MOMENTS
-            if parameter in optimizer.state
-        }
-        tensors = {"model": export_weights(model), "optimizer": moments}
-        checkpoint.save_checkpoint(self.folder, step, tensors, {"run": asdict(state), "fingerprint": fingerprint})
-        checkpoint.prune(self.folder, keep)
+        """Save everything, in the background; then remove what the settings do not keep.
+
+        Only the copy in memory is made now. Raises UserError when the save before this one failed.
+        """
+        files = {_WEIGHTS: _writing(export_weights(model)), _OPTIMIZER: _writing(_moments(model, optimizer))}
+        content = {"run": asdict(state), "fingerprint": fingerprint}
+        self._in_background(lambda: self._write(step, files, content, run))
+
+    def save_best(self, model: nn.Module, best: Mapping[str, Any]) -> None:
+        """Save the weights of the best evaluation so far, in the background."""
+        files, content = {_WEIGHTS: _writing(export_weights(model))}, dict(best)
+        self._in_background(lambda: checkpoint.save_checkpoint(self.work / "best", best["step"], files, content))
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk. Raises UserError when it could not be written."""
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _in_background(self, write: Callable[[], object]) -> None:
+        self.finish()
+        self._pending = self._writer.submit(write)
+
+    def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
+        checkpoint.save_checkpoint(self.folder, step, files, content)
+        checkpoint.prune(self.folder, run.keep_last, run.keep_every)
         spoken = [read_state(path).best for path in checkpoint.checkpoints(self.folder)]
         checkpoint.keep_only(self.work / "best", {best["step"] for best in spoken if best})
 
-    def save_best(self, model: nn.Module, best: Mapping[str, Any]) -> None:
-        """Save the weights of the best evaluation so far."""
-        checkpoint.save_checkpoint(self.work / "best", best["step"], {"model": export_weights(model)}, best)
+    def require_space(self, model: nn.Module, keep_last: int) -> None:
+        """Raise UserError unless the disk has room for the checkpoints that are kept, and one being written."""
+        weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+        # A checkpoint has the weights and two moments; besides, the best weights, old and new.
+        needed = 3 * weights * (keep_last + 1) + 2 * weights
+        there = sum(path.stat().st_size for path in self.work.rglob("*.safetensors"))
+        free = shutil.disk_usage(self.work).free
+        if free < needed - there:
+            raise UserError(
+                f"{(needed - there) / 1e9:.1f} GB are needed for checkpoints, {free / 1e9:.1f} GB are free",
+                where=str(self.work),
+                hint="make room, or lower keep_last; `work` may be a link to a larger disk",
+            )
+
+
+def _writing(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+    return lambda path: save_file(tensors, path)
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": optimizer.state[parameter][key].detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        for key in _MOMENTS
+        if parameter in optimizer.state
+    }
 
 
 def read_state(path: Path) -> State:
@@ -115,8 +175,8 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
 
 def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Load weights and optimizer moments from a checkpoint."""
-    model.load_state_dict(checkpoint.read_tensors(path, "model"))
-    moments = checkpoint.read_tensors(path, "optimizer")
+    model.load_state_dict(load_file(path / _WEIGHTS))
+    moments = load_file(path / _OPTIMIZER)
     for name, parameter in model.named_parameters():
         if f"{name}/step" in moments:
             optimizer.state[parameter] = {key: moments[f"{name}/{key}"].to(parameter.device) for key in _MOMENTS}

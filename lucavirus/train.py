@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -11,23 +12,21 @@ from typing import Any
 
 import torch
 
+from lucavirus.checkpoint import damage
 from lucavirus.config import Settings
+from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
-from lucavirus.distributed import Ranks, joined
-from lucavirus.errors import Preempted
-from lucavirus.evaluate import Compute, evaluate_split
+from lucavirus.distributed import joined
+from lucavirus.errors import Preempted, UserError
+from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json
 from lucavirus.guard import StopRequest, only_owner
-from lucavirus.history import History
 from lucavirus.loader import Batches, updates
-from lucavirus.model import LucaVirus, count_parameters
+from lucavirus.model import count_parameters
 from lucavirus.plan import crosses
-from lucavirus.prepare import Prepared, check_fingerprint, prepare, resolve_compute
 from lucavirus.publish import publish_history, publish_model
-from lucavirus.state import PLACE, STATISTICS, Checkpoints, State, read_fingerprint, read_state, restore
-from lucavirus.tasks import TASKS
-from lucavirus.update import Updater
-from lucavirus.weights import import_weights
+from lucavirus.start import Started, start
+from lucavirus.state import PLACE, STATISTICS, task_losses
 
 
 def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> None:
@@ -35,77 +34,31 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
-    with joined(settings.runs[name].device) as ranks, only_owner(work) if ranks.first else nullcontext():
-        trainer = Trainer(prepare(name, settings.runs[name], data), ranks, work)
+    with joined(chosen_run(settings, name).device) as ranks, only_owner(work) if ranks.first else nullcontext():
+        trainer = Trainer(start(settings, name, data, work, ranks))
         try:
             trainer.run_to_end()
         finally:
             trainer.history.close()
+            trainer.checkpoints.finish()
         if ranks.first:
-            trainer.publish(data, out)
+            trainer.publish(data, work, out)
         ranks.barrier()
 
 
 class Trainer:
     """One rank of a training."""
 
-    def __init__(self, prepared: Prepared, ranks: Ranks, work: Path) -> None:
-        self.prepared, self.run, self.plan, self.ranks, self.work = prepared, prepared.run, prepared.plan, ranks, work
-        self.checkpoints = Checkpoints(work)
-        warnings: list[str] = []
-        newest = self.checkpoints.newest(ranks, warnings)
-        if newest:
-            check_fingerprint(read_fingerprint(newest), prepared.fingerprint, newest)
-        self.state = read_state(newest) if newest else State()
-        self.history = History(work, ranks, self.state.history_bytes, self.state.update)
-        for text in warnings:
-            self.history.say(f"warning: {text}")
-        self.model = LucaVirus(prepared.architecture, self.run.seed).to(ranks.device)
-        self.compute = self._resolve()
-        self.updater = Updater(self.model, self.run, self.compute, self.state.resolved["max_steps"], ranks)
-        self._load(newest)
+    def __init__(self, started: Started) -> None:
+        self.prepared, self.ranks, self.last_update = started.prepared, started.ranks, started.last_update
+        self.run, self.plan = started.prepared.run, started.prepared.plan
+        self.checkpoints, self.state, self.history = started.checkpoints, started.state, started.history
+        self.model, self.compute, self.updater = started.model, started.compute, started.updater
         self.stop_request = StopRequest()
+        self._last_save = time.monotonic()
         self._window_start, self._data_seconds = time.perf_counter(), 0.0
-        self._introduce()
-
-    def _resolve(self) -> Compute:
-        """Values that were `auto`: those of the checkpoint when there is one, so that they stay."""
-        compute = resolve_compute(self.run, self.model, self.ranks)
-        resolved = self.state.resolved
-        resolved.setdefault("max_steps", self.prepared.max_steps())
-        if self.run.max_tokens_per_pack == "auto" and resolved.get("device") == self.ranks.device.type:
-            compute = Compute(compute.device, compute.dtype, resolved["max_tokens_per_pack"])
-        resolved |= {"max_tokens_per_pack": compute.capacity, "device": self.ranks.device.type}
-        return compute
-
-    def _load(self, newest: Path | None) -> None:
-        if newest:
-            restore(newest, self.model, self.updater.optimizer)
-            self.history.say(f"going on from {newest}")
-        elif self.run.model_dirpath:
-            found = import_weights(self.model, Path(self.run.model_dirpath))
-            self.history.say(f"weights of {self.run.model_dirpath}: {found}")
-
-    def _introduce(self) -> None:
-        run, prepared, say = self.run, self.prepared, self.history.say
-        for task in prepared.dropped:
-            say(f"warning: {task} has no label in these data; the run goes on without it")
-        sizes = " / ".join(f"{len(d):,}" for d in (prepared.train, prepared.dev, prepared.test))
-        say(f"run {prepared.name}: {count_parameters(self.model):,} parameters, {sizes} sequences (train / dev / test)")
-        say(
-            f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
-            f"sequences an update, computed by {self.ranks.world_size} process(es) on {self.ranks.device.type}, "
-            f"{self.compute.dtype}, packs of at most {self.compute.capacity:,} tokens"
-        )
-        max_steps = f"{self.state.resolved['max_steps']:,}{' (auto)' if run.max_steps == 'auto' else ''}"
-        say(f"{self.plan.updates_per_epoch:,} updates an epoch, {self.last_update:,} in all; max_steps {max_steps}")
 
     # -- the loop ------------------------------------------------------------------------------------------------------
-
-    @property
-    def last_update(self) -> int:
-        """Updates of the whole run: all epochs, unless the schedule or `stop_after` ends before."""
-        return min(self.plan.updates, self.updater.max_steps, self.run.stop_after.updates or self.plan.updates)
 
     @property
     def done(self) -> bool:
@@ -115,36 +68,63 @@ class Trainer:
 
     def run_to_end(self) -> None:
         """Train until the run is done. Raises Preempted where a signal asked for an early end; all is saved then."""
-        self._boundary()
         batches = Batches(
             self.prepared.train, self.run, self.plan, self.prepared.classes, self.compute.capacity,
             self.ranks.rank, self.ranks.world_size,
         )  # fmt: skip
         self.history.start_bar(self.state.update, self.last_update)
         with self.stop_request.listening():
+            self._boundary()
             packs = updates(batches, self.state.update, self.last_update)
             while not self.done:
-                if self._update(packs):
+                wishes = self._update(packs)
+                if wishes["stop"] or wishes["save"]:
                     self._save(scheduled=False)
+                if wishes["stop"]:
+                    self.checkpoints.finish()
                     raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue")
                 self._boundary()
 
-    def _update(self, packs: Iterator[list[Any]]) -> bool:
-        """One update, counted and logged; returns whether any rank was asked to stop."""
+    def _update(self, packs: Iterator[list[Any]]) -> dict[str, bool]:
+        """One update, counted and logged; returns what any rank wishes: to stop, to save."""
         started = time.perf_counter()
         made = next(packs)
         self._data_seconds += time.perf_counter() - started
         update = self.state.update + 1
-        statistics, norm = self.updater.step(update, made, self.stop_request.came)
-        stop, statistics[PLACE["stop"]] = statistics[PLACE["stop"]], 0.0
-        self.state.add(statistics)
+        wishes = {"stop": self.stop_request.came, "save": self._save_minutes_are_over()}
+        statistics, norm = self.updater.step(update, made, wishes)
+        for wish in wishes:
+            wishes[wish], statistics[PLACE[wish]] = statistics[PLACE[wish]] > 0, 0.0
+        self.state.add(statistics, skipped=not math.isfinite(norm))
+        if self.state.skipped:
+            self._skip(statistics, norm)
         seconds = self._agreed_seconds(time.perf_counter() - started)
         self.state.seconds += seconds
         loss, sequences, tokens = (statistics[PLACE[name]] for name in ("loss", "sequences", "tokens"))
         self.history.advance(loss / sequences, self.updater.learning_rate(update), tokens / seconds)
-        if self._at_interval(self.run.loss_logging_steps) or self._at_interval(self.run.logging_steps):
+        if self._log_is_due(self.run.loss_logging_steps) or self._log_is_due(self.run.logging_steps):
             self._log(norm)
-        return stop > 0
+        return wishes
+
+    def _save_minutes_are_over(self) -> bool:
+        minutes = self.run.save_minutes
+        return self.ranks.first and minutes is not None and time.monotonic() - self._last_save > 60 * minutes
+
+    def _skip(self, statistics: list[float], norm: float) -> None:
+        """Write down an update whose gradient is not finite, with its samples; end the run where the policy says so."""
+        at = self.plan.position(self.state.update - 1)
+        samples = [self.prepared.train.name(int(index)) for index in self.plan.update_samples(at.update)]
+        path = self.history.not_finite(at, norm, task_losses(statistics), samples)
+        if self.run.non_finite == "skip" and self.state.skipped <= self.run.max_skipped:
+            self.history.event(self._record("skip", None, {}), {})
+            self.history.say(f"update {at.update + 1:,} skipped: its gradient is not finite ({path})")
+            return
+        raise UserError(
+            f"the gradient of update {at.update + 1} (step {at.step}, epoch {at.epoch}) is not finite",
+            where=str(path),
+            hint="its losses and sample ids are there; lower learning_rate, or set `non_finite: skip`; a start goes "
+            "on from the newest checkpoint",
+        )
 
     def _agreed_seconds(self, seconds: float) -> float:
         """The first rank's clock decides where ranks must agree on when the minutes of `stop_after` are over."""
@@ -157,6 +137,10 @@ class Trainer:
     def _at_interval(self, steps: int) -> bool:
         before, after = (self.plan.position(update).step for update in (self.state.update - 1, self.state.update))
         return crosses(before, after, steps)
+
+    def _log_is_due(self, steps: int) -> bool:
+        """True at the seed's logging intervals: the least common multiple with gradient_accumulation_steps."""
+        return self._at_interval(math.lcm(steps, self.run.gradient_accumulation_steps))
 
     # -- what happens between updates ----------------------------------------------------------------------------------
 
@@ -176,19 +160,18 @@ class Trainer:
         return {
             "event": event, "update": at.update, "step": at.step, "epoch": at.update / self.plan.updates_per_epoch,
             "loss": loss, "losses": losses, "lr": self.updater.learning_rate(at.update),
-            "sequences": self.state.sequences, "tokens": self.state.tokens,
+            "sequences": self.state.sequences, "tokens": self.state.tokens, "tokens_per_s": None,
         }  # fmt: skip
 
     def _log(self, norm: float) -> None:
-        window, seconds = (
-            dict(zip(STATISTICS, self.state.window, strict=True)),
-            time.perf_counter() - self._window_start,
-        )
-        losses = {t: window[f"loss of {t}"] / n for t in TASKS if (n := window[f"sequences with {t}"])}
-        loss, speed = window["loss"] / window["sequences"], window["tokens"] / seconds
+        window, seconds = self.state.window, time.perf_counter() - self._window_start
+        if not window[PLACE["sequences"]]:  # every update since the last record was skipped
+            return
+        losses = task_losses(window)
+        loss, speed = window[PLACE["loss"]] / window[PLACE["sequences"]], window[PLACE["tokens"]] / seconds
         record = self._record("train", loss, losses) | {"tokens_per_s": round(speed, 1)}
         scalars = {"train/loss": loss, "train/learning_rate": record["lr"]}
-        if self._at_interval(self.run.logging_steps):
+        if self._log_is_due(self.run.logging_steps):
             full = {
                 "grad_norm": norm,
                 "data_wait_s": round(self._data_seconds, 4),
@@ -238,20 +221,26 @@ class Trainer:
         self.state.history_bytes = self.history.flushed_size()
         if self.ranks.first:
             self.checkpoints.save(
-                step, self.model, self.updater.optimizer, self.state, self.prepared.fingerprint, self.run.keep_last
+                step, self.model, self.updater.optimizer, self.state, self.prepared.fingerprint, self.run
             )
-        self.ranks.barrier()
+        self._last_save = time.monotonic()
 
-    def publish(self, data: Path, out: Path) -> None:
+    def publish(self, data: Path, work: Path, out: Path) -> None:
         """Put the results of a finished run in place; training.json last."""
         state, at = self.state, self.plan.position(self.state.update)
+        self.checkpoints.finish()
         last = self.checkpoints.at(at.step)
         best = self.checkpoints.best(state, last)
+        if problem := damage(best):
+            print(f"warning: {best} is damaged ({problem}); the last weights are published as the best ones")
+            best = last
         publish_model(best, last, self.prepared.architecture, data / "vocabularies", out)
-        publish_history(self.work, out)
-        early = state.update < min(self.plan.updates, self.updater.max_steps)
+        publish_history(work, out)
+        reason = "all epochs done" if state.update >= self.plan.updates else "stop_after"
+        if state.update >= self.updater.max_steps:
+            reason = "max_steps"
         replace_json(out / "training.json", {
-            "run": self.prepared.name, "finished": True, "reason": "stop_after" if early else "all epochs done",
+            "run": self.prepared.name, "finished": True, "reason": reason,
             "updates": at.update, "steps": at.step, "epochs": at.update / self.plan.updates_per_epoch,
             "sequences": state.sequences, "tokens": state.tokens, "seconds": round(state.seconds, 1),
             "best": state.best, "B": self.run.sequences_per_update, "world_size": self.ranks.world_size,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
-from lucavirus.errors import UserError
 from lucavirus.evaluate import Compute
 from lucavirus.losses import sequence_losses
 from lucavirus.model import LucaVirus
@@ -33,26 +32,24 @@ class Updater:
         warmup = self.run.warmup_steps / self.run.gradient_accumulation_steps
         return learning_rate(update, self.run.learning_rate, warmup, self.max_steps)
 
-    def step(self, update: int, packs: Sequence[Pack], stop: bool) -> tuple[list[float], float]:
+    def step(self, update: int, packs: Sequence[Pack], wishes: Mapping[str, bool]) -> tuple[list[float], float]:
         """Do update `update` (from 1) on this rank's packs; returns the statistics over all ranks, and the norm.
 
-        `stop` is added up too: so ranks agree on when one of them was asked to end. Raises UserError when the gradient
-        is not finite; the weights are then as before.
+        `wishes` (stop, save) of each rank are added up too, so that ranks agree on them. Weights and moments stay as
+        they were when the norm is not finite.
         """
         self._gradients.clear()
         for pack in packs:
             self._backward(pack.to(self.ranks.device))
         statistics = self._gradients.statistics
-        statistics[PLACE["stop"]] = float(stop)
+        for wish, there in wishes.items():
+            statistics[PLACE[wish]] = float(there)
         started = time.perf_counter()
         self._gradients.reduce(self.ranks)
         self.reduce_seconds += time.perf_counter() - started
         norm = self._gradients.clip(self.run.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise UserError(
-                f"the gradient of update {update} is not finite",
-                hint="lower learning_rate, or look for broken input; the checkpoints are from before it",
-            )
+            return statistics.tolist(), norm
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(update)
         self.optimizer.step()

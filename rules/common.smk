@@ -10,10 +10,12 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import ExecMode
 
 from lucavirus import demo
 from lucavirus.config import OPERATIONAL, Settings
 from lucavirus.config_load import load_settings
+from lucavirus.continuing import changed_settings, refusal
 from lucavirus.errors import UserError
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
@@ -68,12 +70,17 @@ def alternatives(names) -> str:
 
 
 def source_files(*names) -> list[str]:
-    """Input files of the named sources, labels included, each once."""
-    return list(dict.fromkeys(file for name in names for file in (*SOURCES[name].files, *SOURCES[name].annotations)))
+    """Input files of the named sources, labels included, each once; braces in their names are no wildcards."""
+    files = dict.fromkeys(file for name in names for file in (*SOURCES[name].files, *SOURCES[name].annotations))
+    return [file.replace("{", "{{").replace("}", "}}") for file in files]
 
 
 def datasets(run) -> list[str]:
-    """The data sets that a run reads."""
+    """The data sets that a run reads; an error, before any job starts, where the run is not what it was."""
+    settings, work = SETTINGS.runs[run], Path("work", SETTINGS.project, run)
+    changed = changed_settings(work, settings.meaning())
+    if changed and SETTINGS.restart != run:
+        raise ConfigurationError(str(refusal(work, changed)))
     molecules = SETTINGS.runs[run].molecules
     return expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=molecules, split=SPLITS)
 
@@ -122,7 +129,9 @@ def split_identity(wildcards) -> str:
 
 def train_identity(wildcards) -> str:
     """What decides the model of one run: its settings without those that only say how it is carried out."""
-    return identity(**SETTINGS.runs[wildcards.run].model_dump(mode="json", exclude=set(OPERATIONAL)))
+    back_to = SETTINGS.trained_checkpoint if SETTINGS.run == wildcards.run else None
+    settings = SETTINGS.runs[wildcards.run].model_dump(mode="json", exclude=set(OPERATIONAL))
+    return identity(**settings, **({"trained_checkpoint": back_to} if back_to else {}))
 
 
 # Where a job runs. None of this may trigger a rerun: params that take `resources` or `threads` are not recorded.
@@ -141,7 +150,9 @@ def gpus_asked(wildcards) -> int:
     run = SETTINGS.runs[wildcards.run]
     if run.device == "cpu":
         return 0
-    cluster = workflow.resource_settings.nodes is not None
+    # In a dry run no executor is there to be asked.
+    submits = workflow.non_local_exec or (workflow.dryrun and workflow.resource_settings.nodes is not None)
+    cluster = submits or workflow.exec_mode == ExecMode.REMOTE
     return run.gpus if cluster else min(run.gpus, gpus_here())
 
 
@@ -176,7 +187,7 @@ def resumed_training(wildcards) -> list[str]:
     if run is None:
         raise ConfigurationError(f"which run? Say it like this: snakemake resume --config run=NAME (one of {runs})")
     checkpoints = Path("work", SETTINGS.project, run, "checkpoints")
-    if not any(checkpoints.glob("step-*")):
+    if not any(checkpoints.glob("step-*")) and SETTINGS.model_dirpath is None:
         raise ConfigurationError(
             f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it with: snakemake train_{run}"
         )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lucavirus.config import Model, Run, Settings, Source, Split
+from lucavirus.dataset import Dataset
 from lucavirus.demo import write_demo
 from lucavirus.distributed import Ranks
 from lucavirus.splits import make_datasets
@@ -56,6 +57,11 @@ def make_project(root: Path, **changes: Any) -> Path:
         tokenize_source(settings, source.name, data / "vocabularies", data / "shards" / source.name, ALONE)
     make_datasets(settings, data / "shards", data / "datasets", ALONE)
     return path
+
+
+def dataset(settings: Path) -> Dataset:
+    """The training set of the run."""
+    return Dataset(settings.parent, RUN.molecules, "train", RUN.model.max_length, RUN.tasks)
 
 
 def change_run(settings: Path, **changes: Any) -> None:

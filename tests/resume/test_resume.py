@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import tiny
+from tests.torture import campaign
 
 pytestmark = pytest.mark.slow
 
@@ -61,17 +64,10 @@ def test_what_a_whole_run_leaves(settings: Path) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_killed_at_random_moments(settings: Path) -> None:
-    moments = random.Random(7)
-    for _ in range(4):
-        process = _start(settings, "killed")
-        time.sleep(moments.uniform(2.5, 6.0))
-        if process.poll() is not None:
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    tiny.train(settings, "killed")
-    _assert_equal_to_whole(settings, "killed")
+def test_killed_twenty_times_at_random_moments(settings: Path) -> None:
+    told = campaign(settings, kills=20, seed=7)
+    assert told.pop("kills") == 20 and told.pop("runs") >= 1
+    assert set(told.values()) == {0}, told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -132,7 +128,7 @@ def test_a_changed_run_is_refused_with_the_settings_named(settings: Path) -> Non
         tiny.change_run(settings, learning_rate=0.003, seed=1111)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "learning_rate: 0.003 -> 0.5" in done.stderr and "seed: 1111 -> 2" in done.stderr
-    assert "new name" in done.stderr
+    assert "new name" in done.stderr and "--config restart=work" in done.stderr
 
 
 def test_two_trainings_of_one_run_at_once_are_refused(settings: Path) -> None:
@@ -147,3 +143,131 @@ def test_two_trainings_of_one_run_at_once_are_refused(settings: Path) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def diverging(settings: Path) -> Iterator[Path]:
+    """The project with weights that overflow in the first update of every start."""
+    tiny.change_run(settings, task_weights={"gene_mask": 3e38, "prot_mask": 3e38})
+    yield settings
+    tiny.change_run(settings, task_weights={}, non_finite="stop", max_skipped=3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_is_written_down(diverging: Path) -> None:
+    done = subprocess.run(
+        tiny.train_command(diverging, "diverged"), env=tiny.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the gradient of update 1 (step 0, epoch 0) is not finite" in done.stderr
+    work = diverging.parent.parent / "diverged/work"
+    (line,) = (work / "non_finite.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["update"], told["step"], told["epoch"]) == (1, 0, 0) and "gene_mask" in told["losses"]
+    assert len(told["samples"]) == 8 and all(name.startswith("DEMO_") for name in told["samples"])
+    assert not (work / "checkpoints").exists()
+
+
+def test_skipping_is_told_and_ends_after_so_many_in_a_row(diverging: Path) -> None:
+    tiny.change_run(diverging, non_finite="skip", max_skipped=2)
+    done = subprocess.run(
+        tiny.train_command(diverging, "skipped"), env=tiny.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "the gradient of update 3 (step 8, epoch 0) is not finite" in done.stderr
+    assert [(e["event"], e["update"]) for e in tiny.history(diverging, "skipped")] == [("skip", 1), ("skip", 2)]
+    assert len((diverging.parent.parent / "skipped/work/non_finite.jsonl").read_text().splitlines()) == 3
+
+
+def test_saving_by_the_clock_leaves_no_trace_in_the_history(settings: Path) -> None:
+    tiny.change_run(settings, save_minutes=0.001, keep_last=100)
+    try:
+        tiny.train(settings, "clock")
+    finally:
+        tiny.change_run(settings, save_minutes=None, keep_last=3)
+    _assert_equal_to_whole(settings, "clock")
+    steps = {path.name for path in (settings.parent.parent / "clock/work/checkpoints").iterdir()}
+    assert "step-20" in steps and len(steps) > len({"20", "40", "60"}) + 5
+
+
+def test_samples_gone_through_are_listed_once_an_epoch(settings: Path) -> None:
+    checkpoints = settings.parent.parent / "whole/work/checkpoints"
+    newest = max(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
+    command = tiny.stage("ledger.py", "--checkpoint", newest, "--data", settings.parent)
+    listed = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    rows = [line.split("\t") for line in listed.stdout.splitlines()]
+    assert rows[0] == ["epoch", "update", "sample"]
+    data = tiny.dataset(settings)
+    everyone = sorted(data.name(index) for index in range(len(data)))
+    for epoch in ("0", "1"):
+        assert sorted(sample for e, _, sample in rows[1:] if e == epoch) == everyone
+    part = subprocess.run([*command, "--epoch", "1"], env=tiny.environment(), capture_output=True, text=True)
+    assert part.stdout.splitlines()[1:] == ["\t".join(row) for row in rows[1:] if row[0] == "1"]
+
+
+def _top_level(settings: Path, **changes: object) -> None:
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+
+
+def test_going_back_sets_later_checkpoints_aside_once(settings: Path) -> None:
+    tiny.train(settings, "back")
+    work = settings.parent.parent / "back/work"
+    newest = max(int(path.name[5:]) for path in (work / "checkpoints").iterdir())
+    _top_level(settings, run="full", trained_checkpoint=newest - newest % 20)
+    try:
+        done = tiny.train(settings, "back")
+        again = tiny.train(settings, "back")
+    finally:
+        _top_level(settings, run=None, trained_checkpoint=None)
+    assert f"back at step {newest - newest % 20}; later checkpoints are in" in done.stderr
+    assert (work / f"set-aside/001/checkpoints/step-{newest}/complete.json").exists()
+    assert (work / "set-aside/001/metrics.jsonl").exists()
+    assert f"going on from {work / 'checkpoints' / f'step-{newest}'}" in again.stderr
+    assert [path.name for path in (work / "set-aside").iterdir()] == ["001"]
+    _assert_equal_to_whole(settings, "back")
+
+
+def test_going_back_to_a_step_that_is_not_there_tells_the_steps(settings: Path) -> None:
+    _top_level(settings, run="full", trained_checkpoint=3)
+    try:
+        done = subprocess.run(
+            tiny.train_command(settings, "whole"), env=tiny.environment(), capture_output=True, text=True
+        )
+    finally:
+        _top_level(settings, run=None, trained_checkpoint=None)
+    assert done.returncode == 1 and "cannot go back to step 3: there is none of that step" in done.stderr
+    assert "one of the steps that are there: " in done.stderr
+
+
+def test_a_restart_sets_the_old_work_aside_once(settings: Path) -> None:
+    tiny.change_run(settings, stop_after={"updates": 4, "minutes": None})
+    tiny.train(settings, "anew")
+    work = settings.parent.parent / "anew/work"
+    tiny.change_run(settings, learning_rate=0.001)
+    _top_level(settings, restart="full")
+    try:
+        done, again = tiny.train(settings, "anew"), tiny.train(settings, "anew")
+    finally:
+        tiny.change_run(settings, learning_rate=0.003, stop_after={"updates": None, "minutes": None})
+        _top_level(settings, restart=None)
+    assert "begun anew (learning_rate: 0.003 -> 0.001); the old work is in" in done.stderr
+    assert "going on from" in again.stderr and "begun anew" not in again.stderr
+    assert (work / "set-aside/001/checkpoints").is_dir() and (work / "set-aside/001/metrics.jsonl").exists()
+    assert tiny.history(settings, "anew")[-1]["update"] == 4
+
+
+def test_the_originals_weights_are_continued_at_their_step(settings: Path, tmp_path: Path) -> None:
+    whole = settings.parent.parent / "whole"
+    (tmp_path / "checkpoint-step41").mkdir()
+    shutil.copy(whole / "out/model/model.safetensors", tmp_path / "checkpoint-step41")
+    tiny.change_run(settings, model_dirpath=str(tmp_path / "checkpoint-step41"))
+    _top_level(settings, run="full", trained_checkpoint=41)
+    try:
+        done = tiny.train(settings, "original")
+    finally:
+        tiny.change_run(settings, model_dirpath=None)
+        _top_level(settings, run=None, trained_checkpoint=None)
+    # Steps come in fours: the first update boundary at or after step 41 is step 44, after update 11.
+    assert "go on at step 44 (update 11, epoch 0); the original never saved the optimizer's moments" in done.stderr
+    events = [e for e in tiny.history(settings, "original") if e["event"] == "train"]
+    wanted = [e for e in tiny.history(settings, "whole") if e["event"] == "train" and e["update"] > 11]
+    assert [(e["update"], e["lr"]) for e in events] == [(e["update"], e["lr"]) for e in wanted]

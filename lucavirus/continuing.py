@@ -1,0 +1,100 @@
+"""How a start relates to what is in a run's work folder: go on, be refused, begin anew, or go back.
+
+Imports no torch: Snakemake asks these questions before any job starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lucavirus.checkpoint import checkpoints, damage, read_state, step_of
+from lucavirus.errors import UserError
+from lucavirus.files import replace_json
+
+# What a training writes below its work folder; the lock stays where it is.
+_HISTORY = ("metrics.jsonl", "non_finite.jsonl", "train.log", "tensorboard")
+_REWOUND = "rewound.json"
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines `setting: old -> new` of what differs between a checkpoint's fingerprint and the settings of now."""
+    return [
+        f"{key}: {saved.get(key)!r} -> {now.get(key)!r}" for key in {**saved, **now} if saved.get(key) != now.get(key)
+    ]
+
+
+def changed_settings(work: Path, meaning: Mapping[str, Any]) -> list[str]:
+    """Differences between a run's settings and those its newest checkpoint was made with; none without checkpoint."""
+    for path in checkpoints(work / "checkpoints"):
+        try:
+            saved = read_state(path)["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            continue  # damaged: the training names it and takes the one before
+        return differences({key: saved[key] for key in saved if key in meaning}, meaning)
+    return []
+
+
+def refusal(work: Path, changed: list[str]) -> UserError:
+    """The error for a run whose meaning has changed since its newest checkpoint."""
+    run = work.name
+    return UserError(
+        "the run was trained so far with other settings or data:\n" + "\n".join(f"    {line}" for line in changed),
+        where=str(work),
+        hint="set them back; or give the changed run a new name under `runs`; or begin it anew (the old work is set "
+        f"aside): snakemake train_{run} --config restart={run}",
+    )
+
+
+def set_aside(work: Path, reason: str) -> Path:
+    """Move all work of a run into a folder of its own below `set-aside`, with the reason; returns the folder."""
+    aside = _new_folder(work, reason)
+    for name in ("checkpoints", "best", *_HISTORY):
+        if (work / name).exists():
+            os.replace(work / name, aside / name)
+    return aside
+
+
+def rewind(work: Path, step: int) -> str:
+    """Make the checkpoint of `step` the newest: later ones are set aside, with a copy of the history.
+
+    Returns what to say. Applied once: after a fault the same command goes on from the newest checkpoint. Raises
+    UserError where there is no whole checkpoint of that step.
+    """
+    if (work / _REWOUND).exists() and json.loads((work / _REWOUND).read_text())["to"] == step:
+        return f"went back to step {step} at an earlier start; going on"
+    there = checkpoints(work / "checkpoints")
+    wanted = [path for path in there if step_of(path) == step]
+    problem = damage(wanted[0]) if wanted else "there is none of that step"
+    if problem:
+        steps = ", ".join(str(step_of(path)) for path in reversed(there)) or "none"
+        raise UserError(f"cannot go back to step {step}: {problem}", where=str(work / "checkpoints"),
+                        hint=f"trained_checkpoint must be one of the steps that are there: {steps}")  # fmt: skip
+    aside = _new_folder(work, f"went back to step {step}")
+    (aside / "checkpoints").mkdir()
+    for name in ("metrics.jsonl", "train.log"):
+        if (work / name).exists():
+            shutil.copyfile(work / name, aside / name)
+    for path in there:
+        if step_of(path) > step:
+            os.replace(path, aside / "checkpoints" / path.name)
+    replace_json(work / _REWOUND, {"to": step, "at": time.strftime("%F %T"), "set_aside": str(aside)})
+    return f"back at step {step}; later checkpoints are in {aside}"
+
+
+def forget_rewind(work: Path) -> None:
+    """A start that asks for no older checkpoint goes on; the next one that does goes back again."""
+    (work / _REWOUND).unlink(missing_ok=True)
+
+
+def _new_folder(work: Path, reason: str) -> Path:
+    number = 1 + len(list((work / "set-aside").glob("*")))
+    folder = work / "set-aside" / f"{number:03d}"
+    folder.mkdir(parents=True)
+    (folder / "reason.txt").write_text(f"{time.strftime('%F %T')} {reason}\n")
+    return folder

@@ -1,0 +1,140 @@
+"""A run started: from scratch, the original's weights, or its newest checkpoint; restarts and rewinds come first."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+from lucavirus.checkpoint import newest_complete
+from lucavirus.config import Settings
+from lucavirus.config_load import chosen_run
+from lucavirus.continuing import differences, forget_rewind, refusal, rewind, set_aside
+from lucavirus.distributed import Ranks
+from lucavirus.errors import UserError
+from lucavirus.evaluate import Compute
+from lucavirus.history import History
+from lucavirus.model import LucaVirus, count_parameters
+from lucavirus.plan import Plan
+from lucavirus.prepare import Prepared, prepare, resolve_compute
+from lucavirus.state import Checkpoints, State, read_fingerprint, read_state, restore
+from lucavirus.update import Updater
+from lucavirus.weights import import_weights
+
+
+@dataclass
+class Started:
+    """All that the loop needs, the same on every rank but for `ranks`."""
+
+    prepared: Prepared
+    ranks: Ranks
+    checkpoints: Checkpoints
+    state: State
+    history: History
+    model: LucaVirus
+    compute: Compute
+    updater: Updater
+
+    @property
+    def last_update(self) -> int:
+        """Updates of the whole run: all epochs, unless the schedule or `stop_after` ends before."""
+        planned = self.prepared.plan.updates
+        return min(planned, self.updater.max_steps, self.prepared.run.stop_after.updates or planned)
+
+
+def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -> Started:
+    """Open the data, find the newest checkpoint, and load what it or the settings say.
+
+    Raises UserError where the run's meaning has changed since its checkpoint, or the disk has no room for the next.
+    """
+    back_to = settings.trained_checkpoint if settings.run == name else None
+    prepared = prepare(name, chosen_run(settings, name), data)
+    checkpoints = Checkpoints(work)
+    said: list[str] = []
+    if ranks.first:
+        said += _arrange(prepared, checkpoints, settings.restart == name, back_to)
+    newest = checkpoints.newest(ranks, said)
+    if newest and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
+        raise refusal(work, changed)
+    state = read_state(newest) if newest else State(update=_original_update(prepared, back_to, checkpoints))
+    model = LucaVirus(prepared.architecture, prepared.run.seed).to(ranks.device)
+    compute = _resolve(prepared, model, state, ranks)
+    updater = Updater(model, prepared.run, compute, state.resolved["max_steps"], ranks)
+    said += _load(newest, prepared, state, updater)
+    if ranks.first:
+        checkpoints.require_space(model, prepared.run.keep_last)
+    history = History(work, ranks, state.history_bytes, state.update)
+    started = Started(prepared, ranks, checkpoints, state, history, model, compute, updater)
+    for text in (*said, *_introduction(started)):
+        history.say(text)
+    return started
+
+
+def _arrange(prepared: Prepared, checkpoints: Checkpoints, restart: bool, back_to: int | None) -> list[str]:
+    """Set old work aside or go back, where that was asked for; returns what to say about it."""
+    said: list[str] = []
+    newest, work = newest_complete(checkpoints.folder, said.append), checkpoints.work
+    if newest and restart and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
+        said.append(f"begun anew ({'; '.join(changed)}); the old work is in {set_aside(work, 'restart')}")
+    elif newest and back_to:
+        said.append(rewind(work, back_to))
+    if not back_to:
+        forget_rewind(work)
+    return said
+
+
+def _original_update(prepared: Prepared, step: int | None, checkpoints: Checkpoints) -> int:
+    """The first update boundary at or after a step of the original, whose weights are continued; else 0."""
+    if step is None:
+        return 0
+    if prepared.run.model_dirpath is None:
+        raise UserError(
+            f"there is no checkpoint of step {step}",
+            where=str(checkpoints.folder),
+            hint="leave trained_checkpoint out, or give model_dirpath: the folder of an original checkpoint",
+        )
+    plan: Plan = prepared.plan
+    return bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step)
+
+
+def _resolve(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Compute:
+    """Values that were `auto`: those of the checkpoint when there is one, so that they stay."""
+    compute = resolve_compute(prepared.run, model, ranks)
+    state.resolved.setdefault("max_steps", prepared.max_steps())
+    if prepared.run.max_tokens_per_pack == "auto" and state.resolved.get("device") == ranks.device.type:
+        compute = Compute(compute.device, compute.dtype, state.resolved["max_tokens_per_pack"])
+    state.resolved |= {"max_tokens_per_pack": compute.capacity, "device": ranks.device.type}
+    return compute
+
+
+def _load(newest: Path | None, prepared: Prepared, state: State, updater: Updater) -> list[str]:
+    """Load weights (and moments); returns what to say about it."""
+    folder = prepared.run.model_dirpath
+    if newest:
+        restore(newest, updater.model, updater.optimizer)
+        return [f"going on from {newest}"]
+    if folder is None:
+        return []
+    said = [f"weights of {folder}: {import_weights(updater.model, Path(folder))}"]
+    if state.update:
+        at = prepared.plan.position(state.update)
+        said.append(
+            f"schedule and data go on at step {at.step} (update {at.update}, epoch {at.epoch}); the original never "
+            "saved the optimizer's moments: they begin at 0"
+        )
+    return said
+
+
+def _introduction(started: Started) -> list[str]:
+    run, prepared, plan = started.prepared.run, started.prepared, started.prepared.plan
+    sizes = " / ".join(f"{len(d):,}" for d in (prepared.train, prepared.dev, prepared.test))
+    parameters = count_parameters(started.model)
+    max_steps = f"{started.updater.max_steps:,}{' (auto)' if run.max_steps == 'auto' else ''}"
+    return [
+        *(f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped),
+        f"run {prepared.name}: {parameters:,} parameters, {sizes} sequences (train / dev / test)",
+        f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
+        f"sequences an update, computed by {started.ranks.world_size} process(es) on {started.ranks.device.type}, "
+        f"{started.compute.dtype}, packs of at most {started.compute.capacity:,} tokens",
+        f"{plan.updates_per_epoch:,} updates an epoch, {started.last_update:,} in all; max_steps {max_steps}",
+    ]
