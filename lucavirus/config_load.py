@@ -73,7 +73,8 @@ def _mistakes(complete: dict[str, Any]) -> list[Any]:
         except ValidationError as error:
             details = [d for d in error.errors() if not _follows_from_another(d)]
             found += [d for d in details if d["type"] != "missing" or d["loc"] not in [f["loc"] for f in found]]
-            wrong = [d["loc"] for d in details if d["type"] not in ("value_error", "missing")]
+            # A run's own groups (its model) have defaults too; a whole run or source cannot be spared.
+            wrong = [d["loc"] for d in details if d["type"] not in ("value_error", "missing") or len(d["loc"]) == 3]
             if not sum(_take_out(complete, where) for where in wrong):
                 return found
 

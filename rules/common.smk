@@ -145,13 +145,18 @@ def gpus_here() -> int:
     return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
+def default_resources() -> list[str]:
+    """Names of the resources that a profile gives to every rule."""
+    return list(workflow.resource_settings.default_resources or ())
+
+
 def gpus_asked(wildcards) -> int:
     """GPUs a job of the run asks for: the recipe's on a cluster, at most what is there on this machine."""
     run = SETTINGS.runs[wildcards.run]
     if run.device == "cpu":
         return 0
-    # In a dry run no executor is there to be asked.
-    submits = workflow.non_local_exec or (workflow.dryrun and workflow.resource_settings.nodes is not None)
+    # In a dry run no executor is there to be asked; a profile of a cluster says how many nodes a job takes.
+    submits = workflow.non_local_exec or (workflow.dryrun and "nodes" in default_resources())
     cluster = submits or workflow.exec_mode == ExecMode.REMOTE
     return run.gpus if cluster else min(run.gpus, gpus_here())
 

@@ -149,6 +149,45 @@ def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], t
     assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
 
 
+def test_what_goes_together_is_looked_at_beside_wrong_settings(shipped: dict[str, Any]) -> None:
+    raw = merged(
+        shipped,
+        yaml.safe_load("""
+model: {hiden_size: 3, num_attention_heads: 5}
+training: {learning_rate: -1, tasks: [gene_mask, gene_mask, prot_mask], warmup_steps: 4000, max_steps: 100}
+report_runs: [fool]
+run: nobody
+vocabularies: [a]
+"""),
+    )
+    raw["sources"][0] |= {"window_size": 512, "window_overlap": 600}
+    found = mistakes(raw)
+    for text in (
+        "model.hiden_size: is not a setting; did you mean hidden_size?",
+        "num_attention_heads (5) must divide hidden_size (64)",
+        "training.learning_rate: input should be greater than 0",
+        "tasks names one of them twice",
+        "window_overlap must be smaller than window_size",
+    ):
+        assert text in found, found
+    assert "Traceback" not in found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sources": 5}, {"sources": [3]}, {"sources": [{"name": "a", "kind": "gene", "files": 5}]},
+        {"sources": [{"name": "a", "kind": "gene", "files": [None]}]}, {"vocabularies": ["a"]},
+        {"vocabularies": {"gene_type": 5}}, {"runs": {"full": {"model": 5}}}, {"runs": {"full": {"model_dirpath": 5}}},
+        {"runs": {"full": 3}}, {"runs": {"a b": {}}}, {"training": 3}, {"model": "big"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_type_is_a_mistake_like_any_other(shipped: dict[str, Any], wrong: dict[str, Any]) -> None:
+    found = mistakes({**shipped, **wrong} if "runs" not in wrong else merged(shipped, wrong))
+    assert next(iter(wrong)) in found
+
+
 def test_numbers_in_scientific_notation_are_numbers(shipped: dict[str, Any]) -> None:
     raw = merged(shipped, yaml.safe_load("training: {learning_rate: 1e-3, final_learning_rate: 1e-4}"))
     assert load_settings(raw, made=MADE).runs["full"].learning_rate == 0.001

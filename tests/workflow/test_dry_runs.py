@@ -85,7 +85,7 @@ def test_a_run_of_ones_own_brings_its_targets(snakemake: Snakemake, tree: Path) 
 def test_the_launch_line(snakemake: Snakemake) -> None:
     (line,) = commands(snakemake("-n", "train_full", "--cores", "2"), "train.py")
     assert line == (
-        "exec python workflow_scripts/launch.py --log results/demo/logs/train/full.log"
+        "exec python workflow_scripts/launch.py --log results/demo/logs/train/full.log --guard work/demo/full"
         " torchrun --standalone --nproc-per-node 1 workflow_scripts/train.py --settings results/demo/settings.json"
         " --run-name full --data results/demo --work work/demo/full --out results/demo/runs/full"
     )
@@ -168,6 +168,12 @@ def openvirus(tree: Path) -> None:
 
 
 @pytest.mark.usefixtures("openvirus")
+def test_a_number_of_jobs_is_no_cluster(snakemake: Snakemake) -> None:
+    for words in (("-j", "2"), ("-c", "2")):
+        dry = snakemake("-n", *words, "train_full", "--config", 'training={"gpus": 8, "cpu_ranks": 2}')
+        assert "--nproc-per-node 2 workflow_scripts/train.py" in commands(dry, "train.py")[0]
+
+
 def test_the_slurm_profile_asks_for_the_gpus_of_the_recipe(snakemake: Snakemake) -> None:
     for run, gpus, cpus in [("full", "8", "72"), ("single", "1", "9")]:
         dry = snakemake("--profile", "slurm", "-n", f"train_{run}")

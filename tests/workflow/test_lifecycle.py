@@ -88,6 +88,17 @@ def test_touched_files_retrain_nothing(done: Path) -> None:
     assert "Nothing to be done" in run(done, "-n", "train_full").stdout
 
 
+def test_a_changed_run_is_refused_before_anything_is_deleted(done: Path) -> None:
+    change = ["--config", 'training={"learning_rate": 0.5}']
+    for words in (["-n"], []):
+        ended = run(done, *words, "train_full", *change)
+        said = ended.stdout + ended.stderr
+        assert ended.returncode != 0 and "learning_rate: 0.002 -> 0.5" in said and "restart=full" in said, said
+    assert (done / "results/demo/runs/full/model/model.safetensors").exists()
+    planned = run(done, "-n", "train_full", *change, "restart=full")
+    assert planned.returncode == 0 and "rule train:" in planned.stdout
+
+
 def test_deleted_results_come_back_without_training(done: Path) -> None:
     results, work = done / "results/demo/runs/full", done / "work/demo/full"
     weights, history = (results / "model/model.safetensors").read_bytes(), (work / "metrics.jsonl").read_bytes()
@@ -127,7 +138,7 @@ def test_bad_input_is_one_message(done: Path) -> None:
     assert message in said and "Traceback" not in said and "ChildFailedError" not in said
     assert (done / "results/bad/logs/tokenize/s.log").read_text().count(message) == 1
     assert said.count(message) == 1
-    assert list((done / "results/bad/shards/s").iterdir()) == []
+    assert [path for path in (done / "results/bad/shards").rglob("*") if path.is_file()] == []
 
 
 def test_killed_with_snakemake_it_goes_on(done: Path) -> None:
