@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, BinaryIO
 
-from lucavirus.errors import UserError
+from lucavirus.errors import PREEMPTED, UserError
 from lucavirus.guard import only_owner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,10 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None) -> int:
         _follow(child, output)
         _end_leftovers()
         output.end(failed=child.returncode != 0)
+        preempted = output.message().startswith("preempted") and child.returncode != 0
     errors.unlink(missing_ok=True)
+    if preempted:  # torchrun turns the ranks' status into 1
+        return PREEMPTED
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
@@ -222,7 +225,7 @@ class Output:
         """Write what is left; after a failure that a UserError explains, the error instead of what was held back."""
         if self.line:
             self._finish(self.line + b"\n")
-        message = self._message() if failed else ""
+        message = self.message() if failed else ""
         if message:
             self.say(message)
         else:
@@ -235,7 +238,7 @@ class Output:
         self._write(f"{message}\n".encode())
 
     def _finish(self, line: bytes) -> None:
-        if self.held is None and NOISE.match(_last_state(line)) and self._message():
+        if self.held is None and NOISE.match(_last_state(line)) and self.message():
             self.held = []
         if self.held is not None:
             self.held.append(line)
@@ -244,7 +247,7 @@ class Output:
             self._record(line)
         self.shown = 0
 
-    def _message(self) -> str:
+    def message(self) -> str:
         """The errors reported so far; ranks that met the same one have written the same lines."""
         try:
             return "\n".join(dict.fromkeys(self.errors.read_text().splitlines()))
