@@ -18,7 +18,6 @@ from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.tasks import TASKS
-from lucavirus.weights import export_weights
 
 # What is added up over the packs and ranks of an update, by place in one vector.
 STATISTICS: tuple[str, ...] = (
@@ -80,6 +79,7 @@ class Checkpoints:
         self.work = work
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[object] | None = None
+        self._copies: dict[str, Tensor] = {}
 
     @property
     def folder(self) -> Path:
@@ -109,13 +109,15 @@ class Checkpoints:
 
         Only the copy in memory is made now. Raises UserError when the save before this one failed.
         """
-        files = {_WEIGHTS: _writing(export_weights(model)), _OPTIMIZER: _writing(_moments(model, optimizer))}
+        self.finish()
+        files = {_WEIGHTS: self._copy(model.state_dict()), _OPTIMIZER: self._copy(_moments(model, optimizer))}
         content = {"run": asdict(state), "fingerprint": fingerprint}
         self._in_background(lambda: self._write(step, files, content, run))
 
     def save_best(self, model: nn.Module, best: Mapping[str, Any]) -> None:
         """Save the weights of the best evaluation so far, in the background."""
-        files, content = {_WEIGHTS: _writing(export_weights(model))}, dict(best)
+        self.finish()
+        files, content = {_WEIGHTS: self._copy(model.state_dict())}, dict(best)
         self._in_background(lambda: checkpoint.save_checkpoint(self.work / "best", best["step"], files, content))
 
     def finish(self) -> None:
@@ -124,8 +126,16 @@ class Checkpoints:
             pending, self._pending = self._pending, None
             pending.result()
 
+    def _copy(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        """Copy tensors to memory that is used again by the next save; returns what writes the copy."""
+        copied = {}
+        for name, tensor in tensors.items():
+            if name not in self._copies:
+                self._copies[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            copied[name] = self._copies[name].copy_(tensor)
+        return lambda path: save_file(copied, path)
+
     def _in_background(self, write: Callable[[], object]) -> None:
-        self.finish()
         self._pending = self._writer.submit(write)
 
     def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
@@ -149,13 +159,9 @@ class Checkpoints:
             )
 
 
-def _writing(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
-    return lambda path: save_file(tensors, path)
-
-
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": optimizer.state[parameter][key].detach().to("cpu", copy=True)
+        f"{name}/{key}": optimizer.state[parameter][key].detach()
         for name, parameter in model.named_parameters()
         for key in _MOMENTS
         if parameter in optimizer.state

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors with SPEC's names, and the layouts of the original to start from."""
+"""Weights to start from: our own files, and the layouts of the original."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lucavirus.errors import UserError
@@ -29,16 +29,6 @@ class Imported:
         lines += [f"  left at its initialisation: {name}" for name in self.left]
         lines += [f"  not used: {name}" for name in self.unused]
         return "\n".join(lines)
-
-
-def export_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model on the CPU, each tensor with memory of its own, tied ones too (safetensors needs that)."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's weights as safetensors."""
-    save_file(export_weights(model), path)
 
 
 def import_weights(model: nn.Module, folder: Path) -> Imported:

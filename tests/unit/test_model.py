@@ -10,9 +10,17 @@ from safetensors.torch import load_file, save_file
 
 from lucavirus.errors import UserError
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.weights import export_weights, import_weights, save_weights
+from lucavirus.weights import import_weights
 
 SMALL = Architecture(32, 2, 4, 20, {"gene_type": (8, 3), "prot_keyword": (6, 5)})
+
+
+def export_weights(model: LucaVirus) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def save_weights(model: LucaVirus, path: Path) -> None:
+    save_file(export_weights(model), path)
 
 
 def test_parameter_names_and_shapes() -> None:

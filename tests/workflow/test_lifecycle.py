@@ -117,6 +117,21 @@ def test_the_report_is_one_page_with_captions(done: Path) -> None:
         assert name in page
 
 
+def test_resume_goes_back_to_an_older_checkpoint(done: Path) -> None:
+    nothing = run(done, "resume", "--config", "run=single")
+    assert nothing.returncode != 0 and "nothing to resume. Start it with: snakemake train_single" in nothing.stderr
+    work, results = done / "work/demo/full", done / "results/demo/runs/full"
+    *_, older, newest = sorted(int(path.name[5:]) for path in (work / "checkpoints").iterdir())
+    weights = (results / "model/model.safetensors").read_bytes()
+    words = ["resume", "--config", "run=full", f"trained_checkpoint={older}"]
+    ended = run(done, *words)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert f"back at step {older}" in (work / "train.log").read_text()
+    assert (work / f"set-aside/001/checkpoints/step-{newest}").is_dir()
+    assert (results / "model/model.safetensors").read_bytes() == weights
+    assert "Nothing to be done" in (again := run(done, *words)).stdout + again.stderr
+
+
 def test_a_run_of_ones_own_in_a_few_lines(done: Path) -> None:
     ended = run(done, "train_mine", "evaluate_mine")
     assert ended.returncode == 0, ended.stderr[-3000:]
