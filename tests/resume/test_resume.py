@@ -43,7 +43,7 @@ def _start(settings: Path, folder: str) -> subprocess.Popen[str]:
 
 def _wait_for(settings: Path, folder: str, text: str, process: subprocess.Popen[str]) -> None:
     path = settings.parent.parent / folder / "work/metrics.jsonl"
-    for _ in range(1200):
+    for _ in range(3000):
         if path.exists() and text in path.read_text():
             return
         assert process.poll() is None, process.stderr and process.stderr.read()
