@@ -78,12 +78,14 @@ class Trainer:
             packs = updates(batches, self.state.update, self.last_update)
             while not self.done:
                 wishes = self._update(packs)
-                if wishes["stop"] or wishes["save"]:
+                # Who is asked to end has no time for an evaluation; the next start makes up for it.
+                if not wishes["stop"]:
+                    self._boundary()
+                if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
                     self._save(scheduled=False)
                 if wishes["stop"]:
                     self.checkpoints.finish()
                     raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue")
-                self._boundary()
 
     def _update(self, packs: Iterator[list[Any]]) -> dict[str, bool]:
         """One update, counted and logged; returns what any rank wishes: to stop, to save."""
@@ -173,7 +175,7 @@ class Trainer:
         scalars = {"train/loss": loss, "train/learning_rate": record["lr"]}
         if self._log_is_due(self.run.logging_steps):
             full = {
-                "grad_norm": norm,
+                "grad_norm": norm if math.isfinite(norm) else None,
                 "data_wait_s": round(self._data_seconds, 4),
                 "reduce_wait_s": round(self.updater.reduce_seconds, 4),
                 "memory_mb": round(_memory_mb(self.ranks.device)),
@@ -181,7 +183,8 @@ class Trainer:
             self._data_seconds = self.updater.reduce_seconds = 0.0
             record |= full
             scalars |= {f"train/{task}": value for task, value in losses.items()}
-            scalars |= {"speed/tokens_per_s": speed} | {f"speed/{name}": float(value) for name, value in full.items()}
+            scalars |= {"speed/tokens_per_s": speed}
+            scalars |= {f"speed/{name}": float(value) for name, value in full.items() if value is not None}
         self.history.event(record, scalars)
         self.state.window = [0.0] * len(STATISTICS)
         self._window_start = time.perf_counter()
