@@ -102,8 +102,6 @@ def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]])
         own_model = own.get("model") or {}
         if isinstance(own_model, Mapping):
             run["model"] = {**model, **own_model}
-        if name == raw.get("run") and raw.get("model_dirpath"):
-            run["model_dirpath"] = raw["model_dirpath"]
         run["stop_after"] = run.get("stop_after") or {}
         runs[name] = run
     return {**{key: value for key, value in raw.items() if key not in _SHARED}, "runs": runs}
@@ -131,6 +129,8 @@ def _expand_files(raw: dict[str, Any], made: Collection[str], problems: list[tup
     vocabularies = raw.get("vocabularies")
     for task, name in vocabularies.items() if isinstance(vocabularies, Mapping) else ():
         _found(name, ("vocabularies", task), made, problems)
+    if raw.get("model_dirpath"):
+        _found(raw["model_dirpath"], ("model_dirpath",), made, problems)
     for run, own in raw["runs"].items():
         if own.get("model_dirpath"):
             _found(own["model_dirpath"], ("runs", run, "model_dirpath"), made, problems)

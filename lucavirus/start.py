@@ -47,7 +47,8 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
 
     Raises UserError where the run's meaning has changed since its checkpoint, or the disk has no room for the next.
     """
-    back_to = settings.trained_checkpoint if settings.run == name else None
+    step, original = (settings.trained_checkpoint, settings.model_dirpath) if settings.run == name else (None, None)
+    back_to = None if original else step
     prepared = prepare(name, chosen_run(settings, name), data)
     checkpoints = Checkpoints(work)
     said: list[str] = []
@@ -56,11 +57,11 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     newest = checkpoints.newest(ranks, said)
     if newest and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
         raise refusal(work, changed)
-    state = read_state(newest) if newest else State(update=_original_update(prepared, back_to, checkpoints))
+    state = read_state(newest) if newest else _first_state(prepared, step, original, checkpoints)
     model = LucaVirus(prepared.architecture, prepared.run.seed).to(ranks.device)
     compute = _resolve(prepared, model, state, ranks)
     updater = Updater(model, prepared.run, compute, state.resolved["max_steps"], ranks)
-    said += _load(newest, prepared, state, updater)
+    said += _load(newest, original or prepared.run.model_dirpath, prepared.plan, state, updater)
     if ranks.first:
         checkpoints.require_space(model, prepared.run.keep_last)
     history = History(work, ranks, state.history_bytes, state.update)
@@ -83,18 +84,18 @@ def _arrange(prepared: Prepared, checkpoints: Checkpoints, restart: bool, back_t
     return said
 
 
-def _original_update(prepared: Prepared, step: int | None, checkpoints: Checkpoints) -> int:
-    """The first update boundary at or after a step of the original, whose weights are continued; else 0."""
+def _first_state(prepared: Prepared, step: int | None, original: str | None, checkpoints: Checkpoints) -> State:
+    """The state without a checkpoint: at the first update boundary at or after the step of original weights, or 0."""
     if step is None:
-        return 0
-    if prepared.run.model_dirpath is None:
+        return State()
+    if original is None:
         raise UserError(
             f"there is no checkpoint of step {step}",
             where=str(checkpoints.folder),
             hint="leave trained_checkpoint out, or give model_dirpath: the folder of an original checkpoint",
         )
-    plan: Plan = prepared.plan
-    return bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step)
+    plan = prepared.plan
+    return State(update=bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step))
 
 
 def _resolve(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Compute:
@@ -107,9 +108,8 @@ def _resolve(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -
     return compute
 
 
-def _load(newest: Path | None, prepared: Prepared, state: State, updater: Updater) -> list[str]:
-    """Load weights (and moments); returns what to say about it."""
-    folder = prepared.run.model_dirpath
+def _load(newest: Path | None, folder: str | None, plan: Plan, state: State, updater: Updater) -> list[str]:
+    """Load weights (and moments) from a checkpoint, or weights from a folder; returns what to say about it."""
     if newest:
         restore(newest, updater.model, updater.optimizer)
         return [f"going on from {newest}"]
@@ -117,7 +117,7 @@ def _load(newest: Path | None, prepared: Prepared, state: State, updater: Update
         return []
     said = [f"weights of {folder}: {import_weights(updater.model, Path(folder))}"]
     if state.update:
-        at = prepared.plan.position(state.update)
+        at = plan.position(state.update)
         said.append(
             f"schedule and data go on at step {at.step} (update {at.update}, epoch {at.epoch}); the original never "
             "saved the optimizer's moments: they begin at 0"

@@ -259,13 +259,18 @@ def test_the_originals_weights_are_continued_at_their_step(settings: Path, tmp_p
     whole = settings.parent.parent / "whole"
     (tmp_path / "checkpoint-step41").mkdir()
     shutil.copy(whole / "out/model/model.safetensors", tmp_path / "checkpoint-step41")
-    tiny.change_run(settings, model_dirpath=str(tmp_path / "checkpoint-step41"))
-    _top_level(settings, run="full", trained_checkpoint=41)
+    _top_level(settings, run="full", trained_checkpoint=41, model_dirpath=str(tmp_path / "checkpoint-step41"))
+    tiny.change_run(settings, stop_after={"updates": 20, "minutes": None})
     try:
         done = tiny.train(settings, "original")
+        # The same command again goes on from our own checkpoint, and so does the plain one.
+        tiny.change_run(settings, stop_after={"updates": 25, "minutes": None})
+        again = tiny.train(settings, "original")
     finally:
-        tiny.change_run(settings, model_dirpath=None)
-        _top_level(settings, run=None, trained_checkpoint=None)
+        tiny.change_run(settings, stop_after={"updates": None, "minutes": None})
+        _top_level(settings, run=None, trained_checkpoint=None, model_dirpath=None)
+    plain = tiny.train(settings, "original")
+    assert all("going on from" in each.stderr and "go on at step 44" not in each.stderr for each in (again, plain))
     # Steps come in fours: the first update boundary at or after step 41 is step 44, after update 11.
     assert "go on at step 44 (update 11, epoch 0); the original never saved the optimizer's moments" in done.stderr
     events = [e for e in tiny.history(settings, "original") if e["event"] == "train"]
