@@ -276,3 +276,15 @@ def test_the_originals_weights_are_continued_at_their_step(settings: Path, tmp_p
     events = [e for e in tiny.history(settings, "original") if e["event"] == "train"]
     wanted = [e for e in tiny.history(settings, "whole") if e["event"] == "train" and e["update"] > 11]
     assert [(e["update"], e["lr"]) for e in events] == [(e["update"], e["lr"]) for e in wanted]
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(settings: Path) -> None:
+    tiny.train(settings, "damaged")
+    checkpoints = settings.parent.parent / "damaged/work/checkpoints"
+    *_, older, newest = sorted(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
+    (newest / "state.json").unlink()
+    done = tiny.train(settings, "damaged")
+    assert f"checkpoint {newest} is damaged (state.json is missing)" in done.stderr
+    assert f"going on from {older}" in done.stderr
+    _assert_equal_to_whole(settings, "damaged")
+    assert len(list(checkpoints.glob("damaged-*"))) == 1

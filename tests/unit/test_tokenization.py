@@ -12,9 +12,11 @@ import torch
 
 from lucavirus.alphabet import encode
 from lucavirus.config import Run, Settings
+from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
-from lucavirus.shards import Shard, read_index
+from lucavirus.shards import Shard, map_arrays, read_index
+from lucavirus.splits import make_datasets
 from lucavirus.tasks import SUPERVISED
 from lucavirus.tokenization import tokenize_source, windows
 from lucavirus.vocabularies import build_vocabularies
@@ -122,3 +124,40 @@ def test_a_second_set_replaces_the_first(tmp_path: Path, write: Callable[[str, s
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000-000.h5", "index.json"]
     assert read_index(tmp_path / "shards")["fingerprint"] != first
     assert json.loads((tmp_path / "shards/index.json").read_text())["sequences"] == 1
+
+
+def test_ids_of_records_and_of_windows_are_compared(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    cut_and_whole = write("a.fa", ">x\nACGT\n>x\nACGTACGTACGT\n")
+    with pytest.raises(UserError, match=r"a.fa:3: the id x was used before, at .*a.fa:1"):
+        _tokenize(tmp_path, _settings(files=[cut_and_whole], kind="gene", window_size=5))
+    like_a_window = write("b.fa", ">x\nACGTACGT\n>x_0_0_5\nACG\n")
+    with pytest.raises(UserError, match=r"b.fa:3: the id x_0_0_5 was used before, at .*b.fa:1"):
+        _tokenize(tmp_path, _settings(files=[like_a_window], kind="gene", window_size=5))
+    assert not list((tmp_path / "shards").iterdir())
+
+
+def test_a_data_set_is_known_by_what_it_holds(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    genes, proteins = write("g.fa", ">g\nACGTACGT\n"), write("p.fa", ">p\nMKVLAW\n")
+
+    def fingerprints(gene_label: str, keyword: str, unit_mb: int = 64) -> tuple[str, str]:
+        labels = write("l.tsv", f"seq_id\ttask\tlabel\ng\tgene_taxonomy\t{gene_label}\np\tprot_keyword\t{keyword}\n")
+        names = {task: write(f"{task}.txt", "A\nB\n") for task in SUPERVISED}
+        settings = Settings.model_validate({
+            "project": "p", "runs": {"full": {}}, "vocabularies": names, "tokenize": {"unit_mb": unit_mb},
+            "split": {"dev": 0, "test": 0},
+            "sources": [{"name": "g", "files": [genes], "kind": "gene", "annotations": [labels]},
+                        {"name": "p", "files": [proteins], "kind": "prot", "annotations": [labels]}],
+        })  # fmt: skip
+        build_vocabularies(settings, tmp_path / "vocabularies")
+        for name in "gp":
+            tokenize_source(settings, name, tmp_path / "vocabularies", tmp_path / "shards" / name, ALONE)
+        make_datasets(settings, tmp_path / "shards", tmp_path / "datasets", ALONE)
+        gene, prot = (map_arrays(tmp_path / f"datasets/{m}/train.h5", FORMAT, VERSION)[1] for m in ("gene", "prot"))
+        return gene["fingerprint"], prot["fingerprint"]
+
+    gene, prot = fingerprints("A", "A")
+    assert fingerprints("A", "A", unit_mb=1) == (gene, prot)
+    other_gene, same_prot = fingerprints("B", "A")
+    assert other_gene != gene and same_prot == prot
+    same_gene, other_prot = fingerprints("A", "B")
+    assert same_gene == gene and other_prot != prot

@@ -218,7 +218,9 @@ def test_an_id_may_be_in_any_of_the_sources_that_list_the_file(case: Case, tmp_p
 
 
 def test_ids_of_features_that_are_left_out_need_not_exist(case: Case, tmp_path: Path) -> None:
-    build_vocabularies(case({"genes.gff3": GFF3 + "chr9\t.\tgene\t1\t4\t.\t+\t.\t.\n"}), tmp_path / "out")
+    before = build_vocabularies(case({"genes.gff3": GFF3}), tmp_path / "out").left_out["gene"]
+    summary = build_vocabularies(case({"genes.gff3": GFF3 + "chr9\t.\tgene\t1\t4\t.\t+\t.\t.\n"}), tmp_path / "out")
+    assert summary.left_out["gene"] == before + 1
 
 
 # labels of a source ----------------------------------------------------------------------------------------------
