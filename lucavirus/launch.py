@@ -31,6 +31,9 @@ TORCHRUN = (
     "--shutdown-timeout=120",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Threads that wait for each other soon sleep: to spin for milliseconds, OpenMP's default, slows a training many times
+# over when anything else runs on its cores (docs/benchmarks.md).
+SPINS = "1000"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 # What torchrun prints once a rank has failed or a signal has come: its own log lines, then a traceback and a table.
@@ -92,6 +95,7 @@ def environment(command: Sequence[str], errors: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "LUCAVIRUS_ERROR_FILE": str(errors),
         **dict.fromkeys(THREAD_VARIABLES, threads),
+        **({} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": SPINS}),
     }
 
 
