@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from lucavirus.dataset import FORMAT, VERSION
+from lucavirus.gradients import FlatGradients
 from lucavirus.model import LucaVirus
-from lucavirus.optimizer import Gradients, make_optimizer
+from lucavirus.optimizer import make_optimizer
 from lucavirus.prepare import prepare
 from lucavirus.shards import map_arrays, write_arrays
 from lucavirus.state import Checkpoints, State
@@ -42,7 +43,7 @@ def resume_seconds(settings: Path, place: float, repeats: int) -> float:
     update = int(place * prepared.plan.updates)
     model = LucaVirus(prepared.architecture)
     optimizer = make_optimizer(model, prepared.run)
-    Gradients(model.parameters(), 0)
+    FlatGradients(model, tiny.ALONE, 0)
     optimizer.step()
     times = []
     for repeat in range(repeats):

@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 
 from lucavirus.config import Run
+from lucavirus.gradients import FlatGradients
 from lucavirus.model import Architecture, LucaVirus, count_parameters
-from lucavirus.optimizer import Gradients, make_optimizer
+from lucavirus.optimizer import make_optimizer
 from lucavirus.state import Checkpoints, State
+from tests.tiny import ALONE
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     layers = max(1, round(args.millions * 1e6 / (12 * width**2)))
     model = LucaVirus(Architecture(width, layers, 16, 1026, {}))
     optimizer = make_optimizer(model, Run(keep_last=1))
-    Gradients(model.parameters(), 0).flat.normal_()
+    FlatGradients(model, ALONE, 0).flat.normal_()
     optimizer.step()
     stalls, whole = [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

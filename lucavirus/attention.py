@@ -20,22 +20,25 @@ _GROUP_TOKENS = 256
 class Layout:
     """Where the sequences of a pack lie; built once a pack, used by every layer.
 
-    `cu_seqlens` int32 (N+1,) on the device; `groups` are (start, end, mask), mask None for a single sequence;
-    `varlen` tells that the GPU kernel for variable lengths is used, which needs no groups.
+    `groups` are (start, end, mask), mask None for a single sequence. The GPU kernel for variable lengths needs none of
+    them (None), but `cu_seqlens` int32 on the device, in which the last offset may be repeated, and a bound of the
+    longest sequence.
     """
 
     cu_seqlens: Tensor
     longest: int
-    groups: tuple[tuple[int, int, Tensor | None], ...]
-    varlen: bool
+    groups: tuple[tuple[int, int, Tensor | None], ...] | None
 
 
-def make_layout(offsets: list[int], device: torch.device, dtype: torch.dtype) -> Layout:
-    """Describe a pack whose sequence i is tokens[offsets[i]:offsets[i+1]], computed in `dtype` on `device`."""
-    varlen = device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """True where torch's FlashAttention for variable lengths runs: 16 bits, on an A100 or newer."""
+    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def make_layout(offsets: list[int], device: torch.device) -> Layout:
+    """Describe a pack whose sequence i is tokens[offsets[i]:offsets[i+1]], for the back-end without kernel."""
     longest = max(end - start for start, end in zip(offsets, offsets[1:], strict=False))
-    groups = () if varlen else tuple(_groups(offsets, device))
-    return Layout(torch.tensor(offsets, dtype=torch.int32, device=device), longest, groups, varlen)
+    return Layout(torch.tensor(offsets, dtype=torch.int32, device=device), longest, tuple(_groups(offsets, device)))
 
 
 def _groups(offsets: list[int], device: torch.device) -> list[tuple[int, int, Tensor | None]]:
@@ -58,7 +61,8 @@ def _block_mask(offsets: list[int], device: torch.device) -> Tensor | None:
 
 def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tensor:
     """Bidirectional softmax attention within each sequence, scaled by D^-0.5; returns (T, H, D)."""
-    if layout.varlen:
+    if layout.groups is None:
+        # Here, because the import costs each process on a CPU a second and 70 MB for nothing.
         from torch.nn.attention.varlen import varlen_attn
 
         out = varlen_attn(
@@ -75,4 +79,4 @@ def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tenso
         )[0].transpose(0, 1)
         for start, end, mask in layout.groups
     ]
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -29,6 +29,7 @@ OPERATIONAL = frozenset(
         "loss_logging_steps", "logging_steps", "save_steps", "save_minutes", "keep_last", "keep_every",
         "non_finite", "max_skipped",
         "device", "cpu_ranks", "worker_num", "max_tokens_per_pack",
+        "parallel", "recomputation", "compile", "deterministic",
     }
 )  # fmt: skip
 # What a finished run may be given more of; a new start goes on then.
@@ -212,7 +213,15 @@ class Run(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = _text(
         "auto", "of the computation: auto is bf16 on a GPU, fp32 on a CPU"
     )
-    max_tokens_per_pack: PositiveInt | Literal["auto"] = _text("auto", "tokens computed at once; bounds the memory")
+    max_tokens_per_pack: PositiveInt | Literal["auto"] = _text(
+        "auto", "tokens computed at once; bounds the memory; auto: on a GPU the most that fit, found at the start"
+    )
+    parallel: Literal["auto", "ddp", "fsdp"] = _text(
+        "auto", "ddp: every GPU holds all weights; fsdp: its share of them; auto: fsdp beyond 2 billion parameters"
+    )
+    recomputation: bool = _text(False, "compute each layer twice and keep less: a quarter slower, far less memory")
+    compile: Literal["auto", "on", "off"] = _text("auto", "torch.compile of the layers; auto: on a GPU")
+    deterministic: bool = _text(False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them")
 
     @property
     def sequences_per_update(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,10 +34,22 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
+    def start_sum(self, tensor: Tensor) -> dist.Work | None:
+        """Begin to add a tensor up over all ranks, in place; wait for what is returned before it is read."""
+        return dist.all_reduce(tensor, async_op=True) if self.world_size > 1 else None
+
     def broadcast_(self, tensor: Tensor) -> None:
         """Give the first rank's tensor to all, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, 0)
+
+    def least(self, number: int) -> int:
+        """The smallest of the ranks' numbers."""
+        if self.world_size == 1:
+            return number
+        smallest = torch.tensor([number], device=self.device)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest.item())
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -60,6 +73,37 @@ class Ranks:
         received = [torch.empty_like(sent) for _ in range(self.world_size)]
         dist.all_gather(received, sent)
         return [part[:size].cpu().numpy() for part, size in zip(received, sizes.tolist(), strict=True)]
+
+
+class Stopwatch:
+    """Seconds spent within `with` blocks, on the device's own clock; reading them waits for a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self._on_gpu:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            self._events.append((begin, end))
+            self._events[-1][0].record()
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._on_gpu:
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._started
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lucavirus import alphabet
-from lucavirus.attention import make_layout
+from lucavirus.compute import Compute
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import Ranks
@@ -20,29 +19,10 @@ from lucavirus.loader import evaluation_pack, evaluation_packs
 from lucavirus.losses import sequence_losses
 from lucavirus.metrics import Confusion, masked_token_metrics, multi_class_metrics, multi_label_metrics
 from lucavirus.model import LucaVirus
-from lucavirus.packing import Pack, TaskLabels
+from lucavirus.packing import TaskLabels, empty_pack
 from lucavirus.tasks import TASKS
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How packs are computed: where, in which precision, how many tokens at once."""
-
-    device: torch.device
-    dtype: torch.dtype
-    capacity: int
-
-    def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
-        """Hidden states of a pack that is on the device."""
-        layout = make_layout(pack.offsets, self.device, self.dtype)
-        hidden: Tensor = model(pack.tokens, pack.types, pack.positions, layout)
-        return hidden
-
-    def autocast(self) -> torch.autocast:
-        """The context of the computation; does nothing in fp32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 class _Collected:
@@ -58,7 +38,8 @@ class _Collected:
     def add(self, task: str, samples: NDArray[np.int64], logits: Tensor, labels: TaskLabels) -> None:
         number = self.tasks.index(task)
         self.losses[number, samples] = sequence_losses(logits, labels).double().cpu().numpy()
-        targets = labels.targets.cpu().numpy()
+        labelled = int(labels.counts.sum())  # what follows fills the rows
+        targets, logits = labels.targets[:labelled].cpu().numpy(), logits[:labelled]
         self.counts[number, samples] = (targets == 1).sum(1) if TASKS[task].multi_label else labels.counts.cpu().numpy()
         if not self.metrics:
             return
@@ -69,7 +50,7 @@ class _Collected:
             self.pairs[task].append(np.stack(np.unique(codes, return_counts=True), axis=1))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_split(
     model: LucaVirus,
     dataset: Dataset,
@@ -90,14 +71,19 @@ def evaluate_split(
     tasks: list[str] = [task for task in run.tasks if not TASKS[task].supervised or task in classes]
     collected = _Collected(len(dataset), tasks, metrics)
     packs = evaluation_packs(dataset, compute.capacity)
-    for done, number in enumerate(ranks.mine(len(packs)), start=1):
-        pack = evaluation_pack(dataset, packs[number], run, classes).to(compute.device)
+    mine = ranks.mine(len(packs))
+    for done, number in enumerate(mine, start=1):
+        pack = evaluation_pack(dataset, packs[number], run, classes, compute.capacity).to(compute.device)
         with compute.autocast():
             hidden = compute.hidden(model, pack)
             for task, labels in pack.labels.items():
                 samples = np.asarray(pack.samples)[labels.sequences.cpu().numpy()]
                 collected.add(task, samples, model.logits(task, hidden[labels.positions]), labels)
-        progress(done, len(ranks.mine(len(packs))))
+        progress(done, len(mine))
+    if compute.parallel == "fsdp":  # every rank must take part in as many passes as the first
+        for _ in range(len(mine), -(-len(packs) // ranks.world_size)):
+            with compute.autocast():
+                compute.hidden(model, empty_pack().to(compute.device))
     return _summarise(collected, run, classes, ranks)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from lucavirus.capacity import evaluation_capacity
+from lucavirus.compute import make_compute
 from lucavirus.config import Run, Settings
 from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
@@ -18,7 +20,6 @@ from lucavirus.errors import UserError
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json, replace_text
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.prepare import resolve_compute
 from lucavirus.vocabularies import read_vocabularies
 from lucavirus.weights import import_weights
 
@@ -64,7 +65,7 @@ def _evaluate(model: LucaVirus, run: Run, data: Path, split: str, ranks: Ranks) 
     dataset = Dataset(data, run.molecules, split, run.model.max_length, tasks)
     if not len(dataset):
         return None
-    compute = resolve_compute(run, model, ranks)
+    compute = make_compute(run, ranks.device).with_capacity(evaluation_capacity(run, ranks.device))
     with tqdm(desc=split, unit="pack", file=sys.stderr, mininterval=1.0, ncols=110, disable=not ranks.first) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
 from lucavirus.masking import EVALUATION_EPOCH
-from lucavirus.packing import Pack, make_pack
+from lucavirus.packing import Pack, empty_pack, fill, make_pack
 from lucavirus.plan import Indices, Plan, pack, sequence_costs, share
 
 # Sequences from which the packs of an evaluation are chosen together.
@@ -23,7 +24,10 @@ _EVALUATION_POOL = 512
 
 @dataclass(frozen=True)
 class Batches(TorchDataset[list[Pack]]):
-    """The packs of one rank, by update: item u depends on nothing but u."""
+    """The packs of one rank, by update: item u depends on nothing but u.
+
+    With `equal_packs` every rank has the same number of packs in an update; some may be empty.
+    """
 
     dataset: Dataset
     run: Run
@@ -32,31 +36,34 @@ class Batches(TorchDataset[list[Pack]]):
     capacity: int
     rank: int
     world_size: int
+    equal_packs: bool = False
 
     def __getitem__(self, update: int) -> list[Pack]:
         samples = self.plan.update_samples(update)
         lengths = self.dataset.lengths(samples)
-        mine = share(sequence_costs(lengths, self.run.model.hidden_size), self.world_size)[self.rank]
-        epoch = self.plan.position(update).epoch
-        return [
-            self._pack(samples[mine[members]], epoch) for members in pack(lengths[mine], self.capacity)
-        ]  # fmt: skip
+        shares = share(sequence_costs(lengths, self.run.model.hidden_size), self.world_size)
+        mine, epoch = shares[self.rank], self.plan.position(update).epoch
+        packs = [self._pack(samples[mine[members]], epoch) for members in pack(lengths[mine], self.capacity)]
+        if self.equal_packs:
+            most = max(len(pack(lengths[theirs], self.capacity)) for theirs in shares)
+            packs += [empty_pack()] * (most - len(packs))
+        return packs
 
     def _pack(self, samples: Indices, epoch: int) -> Pack:
-        return read_pack(self.dataset, samples, self.run, self.classes, epoch)
+        return read_pack(self.dataset, samples, self.run, self.classes, epoch, self.capacity)
 
 
-def read_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], epoch: int) -> Pack:
-    """Read samples and make one pack of them."""
-    return make_pack([dataset.sample(int(index)) for index in samples], run, classes, epoch)
+def read_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], epoch: int, capacity: int) -> Pack:
+    """Read samples and make one pack of them, of one of few shapes."""
+    return fill(make_pack([dataset.sample(int(index)) for index in samples], run, classes, epoch), capacity)
 
 
-def updates(batches: Batches, first: int, last: int) -> Iterator[list[Pack]]:
-    """The packs of updates first..last-1, in order, prepared by `worker_num` processes."""
+def updates(batches: Batches, first: int, last: int, device: torch.device) -> Iterator[list[Pack]]:
+    """The packs of updates first..last-1, in order, prepared by `worker_num` processes; pinned for a GPU."""
     workers = batches.run.worker_num
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"pin_memory": device.type == "cuda"}
     if workers:
-        options = {"prefetch_factor": 4, "worker_init_fn": _ignore_signals, "multiprocessing_context": "fork"}
+        options |= {"prefetch_factor": 4, "worker_init_fn": _ignore_signals, "multiprocessing_context": "fork"}
     loader = DataLoader(
         batches, batch_size=None, sampler=range(first, last), num_workers=workers, **options
     )  # fmt: skip
@@ -78,6 +85,6 @@ def evaluation_packs(dataset: Dataset, capacity: int) -> list[Indices]:
     return packs
 
 
-def evaluation_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int]) -> Pack:
+def evaluation_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], capacity: int) -> Pack:
     """One pack of an evaluation, with the masks that all evaluations of the run share."""
-    return read_pack(dataset, samples, run, classes, EVALUATION_EPOCH)
+    return read_pack(dataset, samples, run, classes, EVALUATION_EPOCH, capacity)

@@ -1,4 +1,7 @@
-"""Metrics of each task beside the best constant answer, from counts and scores of a whole split."""
+"""Metrics of each task beside the best constant answer, from counts and scores of a whole split.
+
+scikit-learn is imported where it is used: trainings need it only for the test set, and it takes 100 MB a process.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef
 
 Metrics = dict[str, float]
 
@@ -58,10 +60,14 @@ def multi_label_metrics(scores: NDArray[np.float32], truth: NDArray[np.int8]) ->
 
 
 def _accuracy(confusion: Confusion) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(confusion.true, confusion.predicted, sample_weight=confusion.count))
 
 
 def _classification(confusion: Confusion) -> Metrics:
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
     true, predicted, count = confusion.true, confusion.predicted, confusion.count
     with warnings.catch_warnings():  # scikit-learn warns where only one class occurs; 0 is what we want there
         warnings.simplefilter("ignore")
@@ -71,6 +77,8 @@ def _classification(confusion: Confusion) -> Metrics:
 
 
 def _retrieval(scores: NDArray[np.floating], truth: NDArray[np.int8]) -> Metrics:
+    from sklearn.metrics import average_precision_score, f1_score
+
     if not truth.any():
         return {"average_precision": 0.0, "f1": 0.0}
     return {

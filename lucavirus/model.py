@@ -5,17 +5,19 @@ Shapes: T tokens of a pack, C width, H heads, D head size, M rows that a head is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lucavirus import alphabet
 from lucavirus.attention import Layout, attend
 from lucavirus.config import Run
+from lucavirus.linear import Linear
 from lucavirus.tasks import SUPERVISED, TASKS
 
 _ROTARY_BASE = 10000.0
@@ -75,8 +77,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.k_proj, self.v_proj = Linear(width, width), Linear(width, width)
+        self.q_proj, self.out_proj = Linear(width, width), Linear(width, width)
 
     def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         """Attend within each sequence of the pack; (T, C) to (T, C)."""
@@ -100,7 +102,7 @@ class Layer(nn.Module):
         self.pre_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         self.self_attn = SelfAttention(width, heads)
         self.post_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc1, self.fc2 = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         """Attention and feed-forward, each behind its LayerNorm and added to its input; (T, C) to (T, C)."""
@@ -113,7 +115,7 @@ class LMHead(nn.Module):
 
     def __init__(self, width: int, embedding: Tensor) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = Linear(width, width)
         self.layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         assert isinstance(embedding, nn.Parameter)
         self.weight = embedding
@@ -127,8 +129,11 @@ class LMHead(nn.Module):
 class LucaVirus(nn.Module):
     """The encoder over packed sequences, with a head for each task.
 
-    Seeded by `seed` alone, whatever the state of the global generator.
+    Seeded by `seed` alone, whatever the state of the global generator. With `recomputation` a layer keeps only its
+    input, and is computed a second time for its gradient.
     """
+
+    recomputation = False
 
     def __init__(self, architecture: Architecture, seed: int = 0) -> None:
         super().__init__()
@@ -141,8 +146,8 @@ class LucaVirus(nn.Module):
             self.layers = nn.ModuleList(Layer(width, architecture.attention_heads) for _ in range(architecture.layers))
             self.last_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
             self.lm_head = LMHead(width, self.embed_tokens.weight)
-            self.hidden_layer_list = nn.ModuleList(nn.Linear(width, size) for size, _ in architecture.heads.values())
-            self.classifier_list = nn.ModuleList(nn.Linear(*sizes) for sizes in architecture.heads.values())
+            self.hidden_layer_list = nn.ModuleList(Linear(width, size) for size, _ in architecture.heads.values())
+            self.classifier_list = nn.ModuleList(Linear(*sizes) for sizes in architecture.heads.values())
             self._initialise()
         self._head_number = {task: number for number, task in enumerate(architecture.heads)}
 
@@ -158,17 +163,25 @@ class LucaVirus(nn.Module):
 
     def forward(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> Tensor:
         """Hidden states (T, C) of packed sequences; positions are counted from 0 at each [CLS]."""
-        return self.layer_outputs(tokens_T, types_T, positions_T, layout)[-1]
+        for x_TC in self._states(tokens_T, types_T, positions_T, layout):  # noqa: B007
+            pass
+        return x_TC
 
     def layer_outputs(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> list[Tensor]:
         """The input of the first layer, the output of each layer, and the hidden states after the last LayerNorm."""
+        return list(self._states(tokens_T, types_T, positions_T, layout))
+
+    def _states(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> Iterator[Tensor]:
         x_TC = self.embed_tokens(tokens_T) + self.embed_type(types_T)
+        yield x_TC
         rotary = self._rotary(positions_T)
-        outputs = [x_TC]
         for layer in self.layers:
-            outputs.append(layer(outputs[-1], rotary, layout))
-        outputs.append(self.last_layer_norm(outputs[-1]))
-        return outputs
+            if self.recomputation and torch.is_grad_enabled():
+                x_TC = checkpoint(layer, x_TC, rotary, layout, use_reentrant=False)
+            else:
+                x_TC = layer(x_TC, rotary, layout)
+            yield x_TC
+        yield self.last_layer_norm(x_TC)
 
     def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         size = self.architecture.hidden_size // self.architecture.attention_heads

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from lucavirus.masking import corrupt, sample_keys
 from lucavirus.tasks import MOLECULES, TASKS
 
 IGNORED = -100
+# A pack has a multiple of these tokens, or more, and its `cu_seqlens` a multiple of these entries.
+_FEWEST_TOKENS, _SEQUENCES = 32, 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class TaskLabels:
 
     `positions` int64 (M,) in the row of tokens; `targets` int64 (M,) classes, or int8 (M, K) of 0, 1, -100 for
     multi-label tasks; `rows` int64 (M,) the labelled sequence (0..n-1) of each; `counts` float32 (n,) labels of each
-    labelled sequence; `sequences` int64 (n,) which sequences of the pack they are.
+    labelled sequence; `sequences` int64 (n,) which sequences of the pack they are. Rows whose targets are all -100
+    are filling (see `fill`).
     """
 
     positions: Tensor
@@ -44,32 +48,59 @@ class TaskLabels:
     counts: Tensor
     sequences: Tensor
 
-    def to(self, device: torch.device) -> Self:
-        """Copy to a device."""
-        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Change every tensor."""
+        return type(self)(*(change(getattr(self, f.name)) for f in fields(self)))
+
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Positions, targets and weights (1 / labels of the sequence, float32) of at most `size` rows at a time."""
+        weights = self.counts.reciprocal()[self.rows]
+        return zip(*(torch.split(rows, size) for rows in (self.positions, self.targets, weights)), strict=True)
 
 
 @dataclass(frozen=True)
 class Pack:
     """One packed batch of N sequences and T tokens, [CLS] and [SEP] of each included.
 
-    `tokens`, `types`, `positions` int64 (T,); `offsets` the N+1 boundaries; `samples` the N sample numbers.
+    `tokens`, `types`, `positions` int64 (T,); `offsets` the N+1 boundaries, and one more where the pack is filled;
+    `cu_seqlens` the same as int32, its last value repeated; `samples` the N sample numbers.
     """
 
     tokens: Tensor
     types: Tensor
     positions: Tensor
+    cu_seqlens: Tensor
     offsets: list[int]
     samples: list[int]
     labels: dict[str, TaskLabels]
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, without what fills the pack."""
+        return np.diff(self.offsets[: len(self.samples) + 1])
+
+    def sizes(self) -> dict[str, float]:
+        """What a pack adds to the counts of an update: sequences, tokens, squared lengths, computed positions."""
+        lengths = self.lengths
+        return {
+            "sequences": len(lengths), "tokens": int(lengths.sum()), "squares": float((lengths**2).sum()),
+            "positions": self.offsets[-1],
+        }  # fmt: skip
+
     def to(self, device: torch.device) -> Self:
-        """Copy to a device."""
-        tokens, types, positions = (
-            tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.types, self.positions)
-        )
-        labels = {task: labels.to(device) for task, labels in self.labels.items()}
-        return type(self)(tokens, types, positions, self.offsets, self.samples, labels)
+        """Copy to a device, without waiting where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Copy to pinned memory; the data loader calls it by this name."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        labels = {task: labels.map(change) for task, labels in self.labels.items()}
+        return type(self)(
+            change(self.tokens), change(self.types), change(self.positions), change(self.cu_seqlens),
+            self.offsets, self.samples, labels,
+        )  # fmt: skip
 
 
 def make_pack(samples: Sequence[Sample], run: Run, classes: dict[str, int], epoch: int) -> Pack:
@@ -105,8 +136,52 @@ def make_pack(samples: Sequence[Sample], run: Run, classes: dict[str, int], epoc
     types = np.repeat(molecule.astype(np.int64), lengths + 2)
     return Pack(
         torch.from_numpy(row), torch.from_numpy(types), torch.from_numpy(positions),
-        offsets.tolist(), [sample.index for sample in samples], labels,
+        torch.from_numpy(offsets.astype(np.int32)), offsets.tolist(), [sample.index for sample in samples], labels,
     )  # fmt: skip
+
+
+def fill(pack: Pack, capacity: int, at_least: int = 0) -> Pack:
+    """Bring a pack to one of few shapes, so that compiled code and memory are used again.
+
+    Its tokens become a multiple of `step_of_fill`, or the capacity; what is added is one more sequence of [PAD] without
+    labels; label rows and `cu_seqlens` are rounded up too. No loss or gradient changes.
+    """
+    tokens = len(pack.tokens)
+    added = max(0, min(capacity, _round_up(max(tokens, at_least), step_of_fill(capacity))) - tokens)
+    offsets = [*pack.offsets, tokens + added] if added else pack.offsets
+    cu_seqlens = np.full(_round_up(len(offsets), _SEQUENCES), offsets[-1], np.int32)
+    cu_seqlens[: len(offsets)] = offsets
+    return Pack(
+        F.pad(pack.tokens, (0, added), value=alphabet.PAD), F.pad(pack.types, (0, added)),
+        torch.cat([pack.positions, torch.arange(added)]), torch.from_numpy(cu_seqlens), offsets, pack.samples,
+        {task: _fill_rows(labels) for task, labels in pack.labels.items()},
+    )  # fmt: skip
+
+
+def empty_pack() -> Pack:
+    """A pack without any sequence, for a rank that must take part in a computation and has none."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return fill(Pack(nothing, nothing, nothing, nothing, [0], [], {}), _FEWEST_TOKENS, at_least=1)
+
+
+def step_of_fill(capacity: int) -> int:
+    """Tokens of which a filled pack has a multiple; more than that is never added."""
+    return max(_FEWEST_TOKENS, capacity // 128)
+
+
+def _fill_rows(labels: TaskLabels) -> TaskLabels:
+    rows = len(labels.positions)
+    # At most 8 sizes between a power of two and the next.
+    added = _round_up(rows, max(4, 1 << max(0, rows.bit_length() - 4))) - rows
+    at_the_end = (0, 0) * (labels.targets.ndim - 1) + (0, added)
+    return replace(
+        labels, positions=F.pad(labels.positions, (0, added)), rows=F.pad(labels.rows, (0, added)),
+        targets=F.pad(labels.targets, at_the_end, value=IGNORED),
+    )  # fmt: skip
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def span_classes(spans: NDArray[np.int32], length: int) -> NDArray[np.int64]:

@@ -8,22 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset, classes_of, require_samples
-from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
-from lucavirus.evaluate import Compute
-from lucavirus.model import Architecture, LucaVirus, count_parameters
+from lucavirus.model import Architecture
 from lucavirus.plan import Plan, automatic_max_steps
 from lucavirus.tasks import SUPERVISED
 from lucavirus.vocabularies import read_vocabularies
-
-_CPU_PACK = 4096
-# Activations that a layer keeps for its backward pass, in multiples of the width: measured on pre-LN layers by
-# Korthikanti et al. (2022) as 34 bytes a token in 16 bits, without the attention matrix.
-_ACTIVATIONS = 17
 
 
 @dataclass(frozen=True)
@@ -82,21 +73,3 @@ def _data_fingerprint(run: Run, vocabularies: Mapping[str, Sequence[str]], data:
             names = "\n".join(vocabularies[task])
             meaning[f"vocabulary of {task}"] = hashlib.sha256(names.encode()).hexdigest()[:16]
     return meaning
-
-
-def resolve_compute(run: Run, model: LucaVirus, ranks: Ranks) -> Compute:
-    """Precision and pack size of a run, the same on every rank."""
-    device = ranks.device
-    on_gpu = device.type == "cuda"
-    half = run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
-    dtype = torch.bfloat16 if half else torch.float32
-    if run.max_tokens_per_pack != "auto":
-        return Compute(device, dtype, run.max_tokens_per_pack)
-    capacity = torch.tensor([_CPU_PACK], device=device)
-    if on_gpu:
-        # Weights, gradients and two moments in float32 are not there yet.
-        free = torch.cuda.mem_get_info(device)[0] - 16 * count_parameters(model)
-        width = model.architecture.layers * model.architecture.hidden_size
-        capacity[0] = int(0.7 * free / (_ACTIVATIONS * dtype.itemsize * width)) // 1024 * 1024
-    ranks.broadcast_(capacity)
-    return Compute(device, dtype, max(int(capacity), run.model.max_length))

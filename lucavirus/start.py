@@ -6,18 +6,20 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
+from lucavirus.capacity import training_capacity
 from lucavirus.checkpoint import newest_complete
+from lucavirus.compute import choose_parallel, make_compute, set_determinism
 from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
 from lucavirus.continuing import differences, forget_rewind, refusal, rewind, set_aside
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
-from lucavirus.evaluate import Compute
 from lucavirus.history import History
 from lucavirus.model import LucaVirus, count_parameters
 from lucavirus.plan import Plan
-from lucavirus.prepare import Prepared, prepare, resolve_compute
-from lucavirus.state import Checkpoints, State, read_fingerprint, read_state, restore
+from lucavirus.prepare import Prepared, prepare
+from lucavirus.sharding import place
+from lucavirus.state import Checkpoints, State, read_fingerprint, read_state, restore_moments, restore_weights
 from lucavirus.update import Updater
 from lucavirus.weights import import_weights
 
@@ -31,8 +33,6 @@ class Started:
     checkpoints: Checkpoints
     state: State
     history: History
-    model: LucaVirus
-    compute: Compute
     updater: Updater
 
     @property
@@ -50,7 +50,8 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     step, original = (settings.trained_checkpoint, settings.model_dirpath) if settings.run == name else (None, None)
     back_to = None if original else step
     prepared = prepare(name, chosen_run(settings, name), data)
-    checkpoints = Checkpoints(work)
+    set_determinism(prepared.run)
+    checkpoints = Checkpoints(work, writes=ranks.first)
     said: list[str] = []
     if ranks.first:
         said += _arrange(prepared, checkpoints, settings.restart == name, back_to)
@@ -58,14 +59,16 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     if newest and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
         raise refusal(work, changed)
     state = read_state(newest) if newest else _first_state(prepared, step, original, checkpoints)
-    model = LucaVirus(prepared.architecture, prepared.run.seed).to(ranks.device)
-    compute = _resolve(prepared, model, state, ranks)
-    updater = Updater(model, prepared.run, compute, state.resolved["max_steps"], ranks)
-    said += _load(newest, original or prepared.run.model_dirpath, prepared.plan, state, updater)
+    state.resolved.setdefault("max_steps", prepared.max_steps())
+    model = LucaVirus(prepared.architecture, prepared.run.seed)
+    said += _load_weights(newest, original or prepared.run.model_dirpath, prepared.plan, state, model)
+    updater = _make_updater(prepared, model, state, ranks)
+    if newest:
+        restore_moments(newest, model, updater.optimizer)
     if ranks.first:
         checkpoints.require_space(model, prepared.run.keep_last)
     history = History(work, ranks, state.history_bytes, state.update)
-    started = Started(prepared, ranks, checkpoints, state, history, model, compute, updater)
+    started = Started(prepared, ranks, checkpoints, state, history, updater)
     for text in (*said, *_introduction(started)):
         history.say(text)
     return started
@@ -98,24 +101,26 @@ def _first_state(prepared: Prepared, step: int | None, original: str | None, che
     return State(update=bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step))
 
 
-def _resolve(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Compute:
-    """Values that were `auto`: those of the checkpoint when there is one, so that they stay."""
-    compute = resolve_compute(prepared.run, model, ranks)
-    state.resolved.setdefault("max_steps", prepared.max_steps())
-    if prepared.run.max_tokens_per_pack == "auto" and state.resolved.get("device") == ranks.device.type:
-        compute = Compute(compute.device, compute.dtype, state.resolved["max_tokens_per_pack"])
-    state.resolved |= {"max_tokens_per_pack": compute.capacity, "device": ranks.device.type}
-    return compute
+def _make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Updater:
+    """Bring the model to the devices; a size of packs that was found on such a device before is used again."""
+    compute = make_compute(prepared.run, ranks.device, choose_parallel(prepared.run, model, ranks))
+    place(model, prepared.run, compute, ranks)
+    updater = Updater(model, prepared.run, compute, state.resolved["max_steps"], ranks)
+    known = prepared.run.max_tokens_per_pack == "auto" and state.resolved.get("device") == compute.device_name
+    capacity = state.resolved["max_tokens_per_pack"] if known else training_capacity(updater, prepared.classes)
+    updater.compute = compute.with_capacity(capacity)
+    state.resolved |= {"max_tokens_per_pack": capacity, "device": compute.device_name}
+    return updater
 
 
-def _load(newest: Path | None, folder: str | None, plan: Plan, state: State, updater: Updater) -> list[str]:
-    """Load weights (and moments) from a checkpoint, or weights from a folder; returns what to say about it."""
+def _load_weights(newest: Path | None, folder: str | None, plan: Plan, state: State, model: LucaVirus) -> list[str]:
+    """Load weights from a checkpoint or from a folder; returns what to say about it."""
     if newest:
-        restore(newest, updater.model, updater.optimizer)
+        restore_weights(newest, model)
         return [f"going on from {newest}"]
     if folder is None:
         return []
-    said = [f"weights of {folder}: {import_weights(updater.model, Path(folder))}"]
+    said = [f"weights of {folder}: {import_weights(model, Path(folder))}"]
     if state.update:
         at = plan.position(state.update)
         said.append(
@@ -127,14 +132,15 @@ def _load(newest: Path | None, folder: str | None, plan: Plan, state: State, upd
 
 def _introduction(started: Started) -> list[str]:
     run, prepared, plan = started.prepared.run, started.prepared, started.prepared.plan
+    compute = started.updater.compute
     sizes = " / ".join(f"{len(d):,}" for d in (prepared.train, prepared.dev, prepared.test))
-    parameters = count_parameters(started.model)
+    parameters = count_parameters(started.updater.model)
     max_steps = f"{started.updater.max_steps:,}{' (auto)' if run.max_steps == 'auto' else ''}"
     return [
         *(f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped),
         f"run {prepared.name}: {parameters:,} parameters, {sizes} sequences (train / dev / test)",
         f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
-        f"sequences an update, computed by {started.ranks.world_size} process(es) on {started.ranks.device.type}, "
-        f"{started.compute.dtype}, packs of at most {started.compute.capacity:,} tokens",
+        f"sequences an update, computed by {started.ranks.world_size} process(es) on {compute.device_name} "
+        f"({compute.parallel}), {compute.dtype}, packs of at most {compute.capacity:,} tokens",
         f"{plan.updates_per_epoch:,} updates an epoch, {started.last_update:,} in all; max_steps {max_steps}",
     ]

@@ -17,13 +17,14 @@ from lucavirus import checkpoint
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
+from lucavirus.sharding import like, whole
 from lucavirus.tasks import TASKS
 
 # What is added up over the packs and ranks of an update, by place in one vector.
 STATISTICS: tuple[str, ...] = (
     *(f"loss of {task}" for task in TASKS),
     *(f"sequences with {task}" for task in TASKS),
-    "loss", "sequences", "tokens", "stop", "save",
+    "loss", "sequences", "tokens", "squares", "positions", "stop", "save",
 )  # fmt: skip
 PLACE: dict[str, int] = {name: place for place, name in enumerate(STATISTICS)}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -72,11 +73,12 @@ class State:
 class Checkpoints:
     """The checkpoints of a run's work folder: `checkpoints/step-N` to go on from, `best/step-N` the best weights.
 
-    Saving copies to memory and writes in the background, one checkpoint at a time, so that training goes on.
+    Saving copies to memory and writes in the background, one checkpoint at a time, so that training goes on. Every
+    rank must save, because parameters may be sharded; one of them `writes`.
     """
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, work: Path, *, writes: bool = True) -> None:
+        self.work, self.writes = work, writes
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[object] | None = None
         self._copies: dict[str, Tensor] = {}
@@ -129,14 +131,18 @@ class Checkpoints:
     def _copy(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
         """Copy tensors to memory that is used again by the next save; returns what writes the copy."""
         copied = {}
-        for name, tensor in tensors.items():
+        for name, part in tensors.items():
+            tensor = whole(part)
+            if not self.writes:
+                continue
             if name not in self._copies:
                 self._copies[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
             copied[name] = self._copies[name].copy_(tensor)
         return lambda path: save_file(copied, path)
 
     def _in_background(self, write: Callable[[], object]) -> None:
-        self._pending = self._writer.submit(write)
+        if self.writes:
+            self._pending = self._writer.submit(write)
 
     def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
         checkpoint.save_checkpoint(self.folder, step, files, content)
@@ -179,10 +185,17 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     return fingerprint
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimizer moments from a checkpoint."""
+def restore_weights(path: Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint, before the model is brought to its devices."""
     model.load_state_dict(load_file(path / _WEIGHTS))
+
+
+def restore_moments(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's moments of a checkpoint, to where the parameters are."""
     moments = load_file(path / _OPTIMIZER)
     for name, parameter in model.named_parameters():
         if f"{name}/step" in moments:
-            optimizer.state[parameter] = {key: moments[f"{name}/{key}"].to(parameter.device) for key in _MOMENTS}
+            found = {key: moments[f"{name}/{key}"] for key in _MOMENTS}
+            averages = {key: like(value, parameter) for key, value in found.items() if value.ndim}
+            # The count of steps is one number, on the device of the parameter.
+            optimizer.state[parameter] = {"step": found["step"].to(parameter.device)} | averages

@@ -20,6 +20,7 @@ from lucavirus.distributed import joined
 from lucavirus.errors import Preempted, UserError
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json
+from lucavirus.flops import encoder_flops, peak_flops
 from lucavirus.guard import StopRequest, only_owner
 from lucavirus.loader import Batches, updates
 from lucavirus.model import count_parameters
@@ -53,7 +54,8 @@ class Trainer:
         self.prepared, self.ranks, self.last_update = started.prepared, started.ranks, started.last_update
         self.run, self.plan = started.prepared.run, started.prepared.plan
         self.checkpoints, self.state, self.history = started.checkpoints, started.state, started.history
-        self.model, self.compute, self.updater = started.model, started.compute, started.updater
+        self.updater, self.model = started.updater, started.updater.model
+        self.compute = started.updater.compute
         self.stop_request = StopRequest()
         self._last_save = time.monotonic()
         self._window_start, self._data_seconds = time.perf_counter(), 0.0
@@ -70,12 +72,12 @@ class Trainer:
         """Train until the run is done. Raises Preempted where a signal asked for an early end; all is saved then."""
         batches = Batches(
             self.prepared.train, self.run, self.plan, self.prepared.classes, self.compute.capacity,
-            self.ranks.rank, self.ranks.world_size,
+            self.ranks.rank, self.ranks.world_size, equal_packs=self.compute.parallel == "fsdp",
         )  # fmt: skip
         self.history.start_bar(self.state.update, self.last_update)
         with self.stop_request.listening():
             self._boundary()
-            packs = updates(batches, self.state.update, self.last_update)
+            packs = updates(batches, self.state.update, self.last_update, self.ranks.device)
             while not self.done:
                 wishes = self._update(packs)
                 # Who is asked to end has no time for an evaluation; the next start makes up for it.
@@ -177,10 +179,12 @@ class Trainer:
             full = {
                 "grad_norm": norm if math.isfinite(norm) else None,
                 "data_wait_s": round(self._data_seconds, 4),
-                "reduce_wait_s": round(self.updater.reduce_seconds, 4),
+                "reduce_wait_s": round(self.updater.reduce_watch.read(), 4),
                 "memory_mb": round(_memory_mb(self.ranks.device)),
+                "positions_filled": round(window[PLACE["tokens"]] / window[PLACE["positions"]], 4),
+                "mfu": self._model_flops_utilization(window, seconds),
             }
-            self._data_seconds = self.updater.reduce_seconds = 0.0
+            self._data_seconds = 0.0
             record |= full
             scalars |= {f"train/{task}": value for task, value in losses.items()}
             scalars |= {"speed/tokens_per_s": speed}
@@ -189,6 +193,12 @@ class Trainer:
         self.state.window = [0.0] * len(STATISTICS)
         self._window_start = time.perf_counter()
 
+    def _model_flops_utilization(self, window: list[float], seconds: float) -> float | None:
+        """The encoder's work on real tokens beside the peak of all GPUs (bf16); None where that is not known."""
+        peak = peak_flops(self.compute.device_name)
+        work = encoder_flops(self.prepared.architecture, window[PLACE["tokens"]], window[PLACE["squares"]])
+        return round(work / (seconds * peak * self.ranks.world_size), 4) if peak else None
+
     def _evaluate(self) -> None:
         """Dev loss after an epoch and at the end; when it is the best so far, keep the weights and test them."""
         state, prepared, started = self.state, self.prepared, time.perf_counter()
@@ -196,8 +206,7 @@ class Trainer:
             loss = self._evaluate_on("dev", prepared.dev, metrics=False)
             if state.best is None or loss < state.best["loss"]:
                 state.best = {"update": state.update, "step": self.plan.position(state.update).step, "loss": loss}
-                if self.ranks.first:
-                    self.checkpoints.save_best(self.model, state.best)
+                self.checkpoints.save_best(self.model, state.best)
                 if len(prepared.test):
                     self._evaluate_on("test", prepared.test, metrics=True)
         state.evaluated = state.update
@@ -222,10 +231,7 @@ class Trainer:
             self.state.saved = self.state.update
             self.history.event(self._record("save", None, {}) | {"checkpoint": f"step-{step}"}, {})
         self.state.history_bytes = self.history.flushed_size()
-        if self.ranks.first:
-            self.checkpoints.save(
-                step, self.model, self.updater.optimizer, self.state, self.prepared.fingerprint, self.run
-            )
+        self.checkpoints.save(step, self.model, self.updater.optimizer, self.state, self.prepared.fingerprint, self.run)
         self._last_save = time.monotonic()
 
     def publish(self, data: Path, work: Path, out: Path) -> None:

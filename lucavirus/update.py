@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from lucavirus.compute import Compute
 from lucavirus.config import Run
-from lucavirus.distributed import Ranks
-from lucavirus.evaluate import Compute
-from lucavirus.losses import sequence_losses
+from lucavirus.distributed import Ranks, Stopwatch
+from lucavirus.gradients import FlatGradients, Gradients, ShardedGradients
+from lucavirus.losses import row_losses
 from lucavirus.model import LucaVirus
-from lucavirus.optimizer import Gradients, learning_rate, make_optimizer
+from lucavirus.optimizer import learning_rate, make_optimizer
 from lucavirus.packing import Pack
 from lucavirus.state import PLACE, STATISTICS
 
 
 class Updater:
-    """A model with its optimizer, on one rank; `compute` and `max_steps` are the resolved values of the run."""
+    """A model with its optimizer, on one rank; `compute` and `max_steps` are the resolved values of the run.
+
+    The model is where it computes, whole or sharded (sharding.place).
+    """
 
     def __init__(self, model: LucaVirus, run: Run, compute: Compute, max_steps: int, ranks: Ranks) -> None:
         self.model, self.run, self.compute, self.max_steps, self.ranks = model, run, compute, max_steps, ranks
         self.optimizer = make_optimizer(model, run)
-        self.reduce_seconds = 0.0
-        self._gradients = Gradients(model.parameters(), len(STATISTICS))
+        self.reduce_watch = Stopwatch(ranks.device)
+        kind = ShardedGradients if compute.parallel == "fsdp" else FlatGradients
+        self._gradients: Gradients = kind(model, ranks, len(STATISTICS))
 
     def learning_rate(self, update: int) -> float:
         """Rate of update `update`, counted from 1."""
@@ -36,37 +41,68 @@ class Updater:
         """Do update `update` (from 1) on this rank's packs; returns the statistics over all ranks, and the norm.
 
         `wishes` (stop, save) of each rank are added up too, so that ranks agree on them. Weights and moments stay as
-        they were when the norm is not finite.
+        they were when the norm is not finite. The only synchronisation with a GPU is the one that reads the norm.
         """
         self._gradients.clear()
-        for pack in packs:
-            self._backward(pack.to(self.ranks.device))
+        self._forward_and_backward(packs)
         statistics = self._gradients.statistics
         for wish, there in wishes.items():
             statistics[PLACE[wish]] = float(there)
-        started = time.perf_counter()
-        self._gradients.reduce(self.ranks)
-        self.reduce_seconds += time.perf_counter() - started
+        with self.reduce_watch:
+            self._gradients.reduce()
         norm = self._gradients.clip(self.run.max_grad_norm).item()
-        if not math.isfinite(norm):
-            return statistics.tolist(), norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(update)
-        self.optimizer.step()
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(update)
+            self.optimizer.step()
         return statistics.tolist(), norm
 
-    def _backward(self, pack: Pack) -> None:
-        statistics = self._gradients.statistics
-        total = torch.zeros((), device=self.ranks.device)
+    def rehearse(self, pack: Pack) -> None:
+        """Compute the gradients of a pack, and forget them; nothing changes but what memory was touched."""
+        self._gradients.clear()
+        self._forward_and_backward([pack])
+        self._gradients.clear()
+
+    def _forward_and_backward(self, packs: Sequence[Pack]) -> None:
+        untouched = set(self.run.tasks) if self.compute.parallel == "fsdp" else set()
+        for number, pack in enumerate(packs, start=1):
+            untouched -= set(pack.labels)
+            last = number == len(packs)
+            self._gradients.expect(last=last)
+            # Sharded gradients are reduced together: each parameter must have one on every rank.
+            self._backward(pack.to(self.ranks.device), sorted(untouched) if last else ())
+
+    def _backward(self, pack: Pack, untouched: Sequence[str]) -> None:
         with self.compute.autocast():
             hidden = self.compute.hidden(self.model, pack)
-            for task, labels in pack.labels.items():
-                losses = sequence_losses(self.model.logits(task, hidden[labels.positions]), labels)
-                total = total + self.run.task_weight(task) * losses.sum()
-                statistics[PLACE[f"loss of {task}"]] += losses.detach().sum()
-                statistics[PLACE[f"sequences with {task}"]] += len(losses)
-        if pack.labels:
-            (total / self.run.sequences_per_update).backward()  # type: ignore[no-untyped-call]
-        statistics[PLACE["loss"]] += total.detach()
-        statistics[PLACE["sequences"]] += len(pack.samples)
-        statistics[PLACE["tokens"]] += len(pack.tokens)
+        gradient = torch.zeros_like(hidden)
+        # A head's rows, part by part, with their backward pass at once: its wide layers are in memory one at a time.
+        for task, labels in pack.labels.items():
+            total = torch.zeros((), device=self.ranks.device)
+            for positions, targets, weights in labels.parts(self.compute.head_rows):
+                total += self._head(task, hidden.detach(), gradient, positions, targets, weights)
+            self._count(task, total, len(labels.sequences))
+        for task in untouched:
+            self.model.logits(task, hidden.detach()[:0]).sum().backward()  # type: ignore[no-untyped-call]
+        hidden.backward(gradient)  # type: ignore[no-untyped-call]
+        for name, value in pack.sizes().items():
+            self._gradients.statistics[PLACE[name]] += value
+
+    def _head(
+        self, task: str, hidden: Tensor, gradient: Tensor, positions: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Add the gradient of some rows' loss to `gradient` (T, C); returns the sum of the weighted losses."""
+        rows = hidden[positions].requires_grad_()
+        with self.compute.autocast():
+            loss = (row_losses(self.model.logits(task, rows), targets) * weights).sum()
+        scale = self.run.task_weight(task) * self._gradients.loss_scale / self.run.sequences_per_update
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        assert rows.grad is not None
+        gradient.index_add_(0, positions, rows.grad)
+        return loss.detach()
+
+    def _count(self, task: str, total: Tensor, sequences: int) -> None:
+        statistics = self._gradients.statistics
+        statistics[PLACE[f"loss of {task}"]] += total
+        statistics[PLACE["loss"]] += self.run.task_weight(task) * total
+        statistics[PLACE[f"sequences with {task}"]] += sequences

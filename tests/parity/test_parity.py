@@ -17,12 +17,14 @@ from torch import Tensor
 
 from lucavirus.attention import make_layout
 from lucavirus.config import Run
+from lucavirus.gradients import FlatGradients
 from lucavirus.losses import sequence_losses
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.optimizer import Gradients, make_optimizer
+from lucavirus.optimizer import make_optimizer
 from lucavirus.packing import IGNORED, TaskLabels
 from lucavirus.tasks import SUPERVISED, TASKS
 from lucavirus.weights import import_weights
+from tests.tiny import ALONE
 
 FOLDER = Path(os.environ.get("PARITY_FIXTURE", Path(__file__).parents[3] / "shared/fixtures/parity_a"))
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason=f"no parity fixture at {FOLDER} (set PARITY_FIXTURE)")
@@ -77,7 +79,7 @@ def _batch(fixture: Fixture, molecule: str) -> Batch:
     offsets = [0, *np.cumsum(lengths).tolist()]
     packed = [torch.from_numpy(np.concatenate([a[row][keep[row]] for row in rows])) for a in (ids, types)]
     positions = torch.cat([torch.arange(length) for length in lengths])
-    layout = make_layout(offsets, torch.device("cpu"), torch.float32)
+    layout = make_layout(offsets, torch.device("cpu"))
     return Batch(rows, keep, fixture.model.layer_outputs(*packed, positions, layout), offsets)
 
 
@@ -183,7 +185,7 @@ def test_clipped_adamw_step_equals_the_original(fixture: Fixture) -> None:
     before = {name: p.detach().clone() for name, p in fixture.model.named_parameters()}
     run = Run(learning_rate=wanted["lr"], weight_decay=wanted["weight_decay"])
     optimizer = make_optimizer(fixture.model, run)
-    gradients = Gradients(fixture.model.parameters(), statistics=0)
+    gradients = FlatGradients(fixture.model, ALONE, statistics=0)
     gradients.clear()
     try:
         _total(fixture).backward()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
 
 from lucavirus.config import Model, Run
+from lucavirus.gradients import FlatGradients
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.optimizer import Gradients, learning_rate, make_optimizer
+from lucavirus.optimizer import learning_rate, make_optimizer
+from tests import tiny
 
 
 def test_schedule() -> None:
@@ -42,9 +46,16 @@ def test_biases_and_layer_norms_are_not_decayed() -> None:
     assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 1)])
+
+
 def test_gradients_gather_in_one_buffer_and_are_clipped() -> None:
-    layer = nn.Linear(2, 1)
-    gradients = Gradients(layer.parameters(), statistics=2)
+    model = OneLayer()
+    layer = model.layers[0]
+    gradients = FlatGradients(cast(LucaVirus, model), tiny.ALONE, statistics=2)
     gradients.clear()
     for _ in range(2):
         layer(torch.tensor([[3.0, 0.0]])).sum().backward()

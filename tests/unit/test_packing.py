@@ -119,7 +119,7 @@ def _loss_and_gradient(model: LucaVirus, packs: list[Pack]) -> tuple[float, torc
     model.zero_grad()
     total = 0.0
     for pack in packs:
-        layout = make_layout(pack.offsets, torch.device("cpu"), torch.float32)
+        layout = make_layout(pack.offsets, torch.device("cpu"))
         hidden = model(pack.tokens, pack.types, pack.positions, layout)
         loss = torch.stack([
             RUN.task_weight(task) * sequence_losses(model.logits(task, hidden[labels.positions]), labels).sum()
@@ -149,7 +149,7 @@ def test_attention_stays_within_a_sequence() -> None:
 
     def hidden(first: Sample) -> torch.Tensor:
         pack = make_pack([first, *samples[1:]], run, {}, 0)
-        layout = make_layout(pack.offsets, torch.device("cpu"), torch.float32)
+        layout = make_layout(pack.offsets, torch.device("cpu"))
         return model(pack.tokens, pack.types, pack.positions, layout)[pack.offsets[1] :]
 
     changed = _sample(0, 1, samples[0].tokens[::-1].tolist())

@@ -1,0 +1,111 @@
+"""How many tokens a pack may have: as the settings say, else the largest that fits on the device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from lucavirus import alphabet
+from lucavirus.config import Run
+from lucavirus.model import count_parameters
+from lucavirus.packing import Pack, Sample, fill, make_pack
+from lucavirus.tasks import MOLECULES, TASKS
+from lucavirus.update import Updater
+
+# A pack on a CPU is one long gene, or as much: larger ones are no faster, and need more memory.
+_CPU_PACK = 2048
+# Without gradients a GPU has room for many more; larger packs are no faster.
+_GPU_EVALUATION_PACK = 16384
+_STEP = 1024
+_LARGEST = 128 * _STEP
+# Part of the largest size that fits which is used: packs differ, and memory has holes.
+_MARGIN = 0.9
+# Activations that a layer keeps for its backward pass, in multiples of the width: measured on pre-LN layers by
+# Korthikanti et al. (2022) as 34 bytes a token in 16 bits, without the attention matrix.
+_ACTIVATIONS = 17
+
+
+def evaluation_capacity(run: Run, device: torch.device) -> int:
+    """Tokens a pack where no gradient is wanted; on a CPU those of training too."""
+    if run.max_tokens_per_pack != "auto":
+        return run.max_tokens_per_pack
+    return max(run.model.max_length, _CPU_PACK if device.type == "cpu" else _GPU_EVALUATION_PACK)
+
+
+def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
+    """Tokens a pack of a training, the same on every rank; weights stay as they are."""
+    run, ranks = updater.run, updater.ranks
+    if run.max_tokens_per_pack != "auto":
+        return run.max_tokens_per_pack
+    longest = run.model.max_length
+    if ranks.device.type == "cpu":
+        return max(longest, _CPU_PACK)
+    if updater.compute.parallel == "fsdp":  # a rank that runs out of memory would leave the others waiting
+        return max(longest, ranks.least(_estimate(updater)))
+
+    def fits(tokens: int) -> bool:
+        return ranks.least(int(_fits(updater, tokens, dict(classes)))) == 1
+
+    mine = -(-run.sequences_per_update // ranks.world_size) * longest
+    return largest_that_fits(fits, longest, max(longest, min(_LARGEST, mine)))
+
+
+def _estimate(updater: Updater) -> int:
+    """Tokens whose activations take 70 % of the memory that weights, gradients and moments leave."""
+    architecture, ranks = updater.model.architecture, updater.ranks
+    free = torch.cuda.mem_get_info(ranks.device)[0] - 16 * count_parameters(updater.model) // ranks.world_size
+    layers = 1 if updater.run.recomputation else architecture.layers
+    return int(0.7 * free / (_ACTIVATIONS * 2 * layers * architecture.hidden_size)) // _STEP * _STEP
+
+
+def largest_that_fits(fits: Callable[[int], bool], smallest: int, largest: int) -> int:
+    """Nine tenths of the largest multiple of 1,024 that fits, at least `smallest` and at most `largest`."""
+    good, bad = 0, -(-largest // _STEP) + 1
+    tried = max(1, smallest // _STEP)
+    while good + 1 < bad:
+        if fits(tried * _STEP):
+            good = tried
+        else:
+            bad = tried
+        tried = min(2 * good, (good + bad) // 2) if good > 0 and 2 * good < bad else (good + bad) // 2
+        tried = max(good + 1, tried)
+    return max(smallest, min(largest, int(good * _MARGIN) * _STEP))
+
+
+def _fits(updater: Updater, tokens: int, classes: dict[str, int]) -> bool:
+    device = updater.ranks.device
+    updater.compute = updater.compute.with_capacity(tokens)
+    try:
+        # AdamW makes its two moments in the first update: they must have room too.
+        moments = torch.empty(2 * count_parameters(updater.model), dtype=torch.float32, device=device)
+        updater.rehearse(dearest_pack(tokens, updater.run, classes))
+        del moments
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+    return True
+
+
+def dearest_pack(tokens: int, run: Run, classes: dict[str, int]) -> Pack:
+    """A full pack of the longest sequences in which every position has every label of its molecule."""
+    random = np.random.default_rng(0)
+    sizes = [run.model.max_length] * (tokens // run.model.max_length)
+    if (rest := tokens % run.model.max_length) > 2:
+        sizes.append(rest)
+    # Proteins have the most and the widest heads.
+    molecule = run.molecules[-1] if "prot" not in run.molecules else "prot"
+    labels = {
+        task: np.array([[0, run.model.max_length, 0]] if TASKS[task].level == "span" else [[0]], np.int32)
+        for task in classes
+        if TASKS[task].molecule == molecule
+    }
+    samples = [
+        Sample(n, MOLECULES.index(molecule), random.choice(alphabet.letters(molecule), size - 2), labels)
+        for n, size in enumerate(sizes)
+    ]
+    return fill(make_pack(samples, run, classes, epoch=0), tokens)

@@ -1,0 +1,87 @@
+"""How packs are computed: device, precision, sizes, and parameters whole or sharded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lucavirus.attention import Layout, has_varlen_kernel, make_layout
+from lucavirus.config import Run
+from lucavirus.distributed import Ranks
+from lucavirus.model import LucaVirus, count_parameters
+from lucavirus.packing import Pack, step_of_fill
+
+Parallel = Literal["ddp", "fsdp"]
+
+# Rows that a head computes at once: its hidden layer may be many times wider than the encoder.
+_HEAD_ROWS = {"cpu": 512, "cuda": 8192}
+# From here on the weights, gradients and moments of a replica (16 bytes a parameter) leave a GPU no room.
+_REPLICATED_PARAMETERS = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device, precision and sizes of the computation.
+
+    `capacity` tokens at once; `max_length` tokens the longest sequence.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    capacity: int
+    max_length: int
+    parallel: Parallel = "ddp"
+
+    def with_capacity(self, tokens: int) -> Compute:
+        """The same with packs of at most `tokens` tokens."""
+        return replace(self, capacity=tokens)
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of hidden states that a head computes at once."""
+        return _HEAD_ROWS[self.device.type]
+
+    @property
+    def device_name(self) -> str:
+        """The model of the device: what fits one fits all of its kind."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
+        """Hidden states of a pack that is on the device."""
+        if has_varlen_kernel(self.device, self.dtype):
+            # A constant, so that nothing is compiled anew; what fills a pack may be longer than its sequences.
+            layout = Layout(pack.cu_seqlens, max(self.max_length, step_of_fill(self.capacity)), None)
+        else:
+            layout = make_layout(pack.offsets, self.device)
+        hidden: Tensor = model(pack.tokens, pack.types, pack.positions, layout)
+        return hidden
+
+    def autocast(self) -> torch.autocast:
+        """The context of the computation; does nothing in fp32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def make_compute(run: Run, device: torch.device, parallel: Parallel = "ddp") -> Compute:
+    """The computation of a run on a device; its packs are as small as they may be (see capacity.py)."""
+    on_gpu = device.type == "cuda"
+    half = run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    longest = run.model.max_length
+    return Compute(device, torch.bfloat16 if half else torch.float32, longest, longest, parallel)
+
+
+def choose_parallel(run: Run, model: LucaVirus, ranks: Ranks) -> Parallel:
+    """Whether each rank holds all parameters (ddp) or its share of them (fsdp)."""
+    if run.parallel != "auto":
+        return run.parallel
+    return "fsdp" if ranks.world_size > 1 and count_parameters(model) > _REPLICATED_PARAMETERS else "ddp"
+
+
+def set_determinism(run: Run) -> None:
+    """Have GPU kernels add up in a fixed order where the run wants it; must come before anything is computed."""
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

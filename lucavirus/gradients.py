@@ -1,0 +1,162 @@
+"""Gradients of an update, reduced over ranks once: of replicas in one flat buffer, of sharded parameters by FSDP2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lucavirus.distributed import Ranks
+from lucavirus.model import LucaVirus
+from lucavirus.sharding import whole
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+
+class Gradients(Protocol):
+    """What an update does with gradients; `statistics` float32 are numbers added up over ranks with them.
+
+    Losses are to be multiplied by `loss_scale`, which undoes that FSDP2 averages over ranks.
+    """
+
+    statistics: Tensor
+    loss_scale: int
+
+    def clear(self) -> None:
+        """Begin an update: gradients and statistics are 0."""
+
+    def expect(self, *, last: bool) -> None:
+        """Announce the backward pass of the next pack, and whether it is the last one of the update."""
+
+    def reduce(self) -> None:
+        """Add up over ranks; the losses were divided by B already."""
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale the gradients to at most `max_norm`; returns the norm they had, float32 ()."""
+
+
+class FlatGradients:
+    """All gradients in one flat float32 buffer, with room for statistics.
+
+    A parameter without gradient in an update (a head without labels) has a gradient of 0, on every rank alike. The
+    layers are reduced while the last pack's backward pass still computes those below them, the rest after it.
+    """
+
+    def __init__(self, model: LucaVirus, ranks: Ranks, statistics: int) -> None:
+        parameters = list(model.parameters())
+        self.ranks = ranks
+        self._size = sum(parameter.numel() for parameter in parameters)
+        self._buffer = torch.zeros(self._size + statistics, dtype=torch.float32, device=parameters[0].device)
+        self.statistics = self._buffer[self._size :]
+        self._places: dict[nn.Parameter, slice] = {}
+        start = 0
+        for parameter in parameters:
+            self._places[parameter] = slice(start, start := start + parameter.numel())
+            parameter.grad = self._buffer[self._places[parameter]].view_as(parameter)
+        self.loss_scale = 1
+        self._last = False
+        self._missing: list[int] = []
+        self._works: list[dist.Work | None] = []
+        # In the order of a backward pass, which is the same on every rank: so are the collectives.
+        self._layers = [list(layer.parameters()) for layer in reversed(model.layers)]
+        if ranks.world_size > 1:
+            for number, layer in enumerate(self._layers):
+                for parameter in layer:
+                    parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                        lambda _, number=number: self._arrived(number)
+                    )
+
+    @property
+    def flat(self) -> Tensor:
+        """All gradients, float32 (parameters,)."""
+        return self._buffer[: self._size]
+
+    def clear(self) -> None:
+        """Begin an update."""
+        self._buffer.zero_()
+        self._last = False
+
+    def expect(self, *, last: bool) -> None:
+        """Announce the next backward pass."""
+        self._last = last
+        self._missing = [len(layer) for layer in self._layers]
+        self._works = []
+
+    def _arrived(self, number: int) -> None:
+        if not self._last:
+            return
+        self._missing[number] -= 1
+        if self._missing[number] == 0:
+            self._reduce_layer(number)
+
+    def _reduce_layer(self, number: int) -> None:
+        assert number == len(self._works), "layers are reduced in the order of the backward pass"
+        self._works.append(self.ranks.start_sum(self._buffer[self._span(number)]))
+
+    def _span(self, number: int) -> slice:
+        places = [self._places[parameter] for parameter in self._layers[number]]
+        return slice(places[0].start, places[-1].stop)
+
+    def reduce(self) -> None:
+        """Add up over ranks."""
+        if self.ranks.world_size == 1:
+            return
+        # A rank without any pack has not reduced its layers yet.
+        for number in range(len(self._works), len(self._layers)):
+            self._reduce_layer(number)
+        spans = [self._span(number) for number in range(len(self._layers))]
+        rest = [slice(0, spans[-1].start), slice(spans[0].stop, len(self._buffer))]
+        self._works += [self.ranks.start_sum(self._buffer[part]) for part in rest]
+        for work in self._works:
+            if work is not None:
+                work.wait()
+        self._works = []
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale the gradients; returns their norm."""
+        norm: Tensor = torch.linalg.vector_norm(self.flat)
+        self.flat.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        return norm
+
+
+class ShardedGradients:
+    """Gradients of a model whose parameters FSDP2 divides among ranks: reduced in the last pack's backward pass.
+
+    Every rank must go through the same number of packs, and through each head at least once an update.
+    """
+
+    def __init__(self, model: LucaVirus, ranks: Ranks, statistics: int) -> None:
+        self.model, self.ranks = cast("FSDPModule", model), ranks
+        self.statistics = torch.zeros(statistics, dtype=torch.float32, device=ranks.device)
+        self.loss_scale = ranks.world_size
+
+    def clear(self) -> None:
+        """Begin an update."""
+        self.statistics.zero_()
+        for parameter in self._parameters():
+            parameter.grad = None
+
+    def expect(self, *, last: bool) -> None:
+        """Announce the next backward pass."""
+        self.model.set_requires_gradient_sync(last)
+        self.model.set_is_last_backward(last)
+        self.model.set_reshard_after_backward(last)
+
+    def reduce(self) -> None:
+        """Add up the statistics; the gradients are reduced."""
+        self.ranks.sum_(self.statistics)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale the gradients; returns their norm."""
+        norm = nn.utils.get_total_norm(
+            [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        )
+        norm = whole(norm)
+        nn.utils.clip_grads_with_norm_(self._parameters(), max_norm, norm)
+        return norm
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(cast(nn.Module, self.model).parameters())

@@ -1,0 +1,62 @@
+"""Parameters divided among ranks (FSDP2): the same training, and checkpoints that any number of ranks reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Packs of one longest sequence: ranks differ in their number, and in the tasks that they meet.
+    return tiny.make_project(
+        tmp_path_factory.mktemp("sharded"), loss_logging_steps=1, max_epochs=1, max_tokens_per_pack=258
+    )
+
+
+def _curve(settings: Path, folder: str) -> list[tuple[Any, ...]]:
+    events = [event for event in tiny.history(settings, folder) if event["event"] != "save"]
+    return [(e["event"], e["update"], e["sequences"], e["tokens"], e["lr"]) for e in events]
+
+
+def _losses(settings: Path, folder: str) -> list[float]:
+    return [event["loss"] for event in tiny.history(settings, folder) if event["event"] != "save"]
+
+
+def test_sharded_training_is_the_same_training(settings: Path) -> None:
+    tiny.train(settings, "replicated", ranks=2)
+    tiny.change_run(settings, parallel="fsdp")
+    tiny.train(settings, "sharded", ranks=2)
+    assert _curve(settings, "sharded") == _curve(settings, "replicated")
+    assert len(_losses(settings, "sharded")) > 30
+    assert _losses(settings, "sharded") == pytest.approx(_losses(settings, "replicated"), rel=1e-3)
+    assert _losses(settings, "sharded")[:10] == pytest.approx(_losses(settings, "replicated")[:10], rel=2e-6)
+    one, two = (tiny.final_tensors(settings, name) for name in ("replicated", "sharded"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert two[name].shape == tensor.shape
+        assert torch.allclose(two[name], tensor, atol=3e-4, rtol=3e-2), name
+
+
+def test_sharded_stops_and_goes_on_exactly_and_on_one_rank(settings: Path) -> None:
+    tiny.change_run(settings, parallel="fsdp", stop_after={"updates": 20, "minutes": None})
+    tiny.train(settings, "stopped", ranks=2)
+    tiny.train(settings, "alone", ranks=2)
+    tiny.change_run(settings, stop_after={"updates": None, "minutes": None})
+    tiny.train(settings, "stopped", ranks=2)
+    whole, stopped = (tiny.final_tensors(settings, name) for name in ("sharded", "stopped"))
+    assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
+    tiny.change_run(settings, parallel="auto")
+    tiny.train(settings, "alone", ranks=1)
+    curves = [
+        {e["update"]: e["loss"] for e in tiny.history(settings, name) if e["event"] == "train"}
+        for name in ("alone", "sharded")
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
