@@ -5,123 +5,125 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
+from lucavirus.batches import bounds_of
 from lucavirus.errors import UserError
 from lucavirus.files import flush
-from lucavirus.tasks import MOLECULES, SUPERVISED, TASKS, Molecule
+from lucavirus.rows import Rows
+from lucavirus.tasks import SUPERVISED, TASKS
 
-FORMAT, VERSION = "lucavirus-shard", 1
+FORMAT, VERSION = "lucavirus-shard", 2
 # Tokens after which a unit goes on in its next shard: bounds the memory of the writer.
 PART_TOKENS = 64 * 2**20
-
-Labels = Mapping[str, list[tuple[int, ...]]]
+# What a shard holds, in the order of its checksum.
+DATASETS = (
+    *("tokens", "offsets", "molecule", "ids", "id_offsets", "parent_hash", "content_hash", "row_hash"),
+    *(f"labels/{task}/{part}" for task in SUPERVISED for part in ("values", "offsets")),
+)
 
 _REDO = "remove {folder} and run the workflow again; it makes the shards anew from the input"
-
-
-def sequence_hash(molecule: Molecule, tokens: bytes) -> int:
-    """64-bit hash of a sequence as the model sees it, stable over machines and versions."""
-    digest = hashlib.blake2b(tokens, digest_size=8, person=molecule.encode()).digest()
-    return int.from_bytes(digest, "little")
-
-
-def text_hash(text: str) -> int:
-    """64-bit hash of a text, stable over machines and versions."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-@dataclass
-class _Columns:
-    """What a shard will hold, while it is gathered."""
-
-    tokens: list[bytes] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    molecules: list[int] = field(default_factory=list)
-    ids: list[bytes] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    contents: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    values: dict[str, list[tuple[int, ...]]] = field(default_factory=lambda: {task: [] for task in SUPERVISED})
-    counts: dict[str, list[int]] = field(default_factory=lambda: {task: [] for task in SUPERVISED})
-
-    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        yield "tokens", np.frombuffer(b"".join(self.tokens), np.uint8)
-        yield "offsets", _offsets(self.lengths)
-        yield "molecule", np.array(self.molecules, np.uint8)
-        yield "ids", np.frombuffer(b"".join(self.ids), np.uint8)
-        yield "id_offsets", _offsets([len(name) for name in self.ids])
-        yield "parent_hash", np.array(self.parents, np.uint64)
-        yield "content_hash", np.array(self.contents, np.uint64)
-        yield "row_hash", np.array(self.rows, np.uint64)
-        for task in SUPERVISED:
-            width = 3 if TASKS[task].level == "span" else 1
-            yield f"labels/{task}/values", np.array(self.values[task], np.int32).reshape(-1, width)
-            yield f"labels/{task}/offsets", _offsets(self.counts[task])
-
-
-def _offsets(lengths: list[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 class ShardWriter:
     """Gathers the rows of one unit and writes them as one shard, or several when they are many.
 
     `attributes` are written to each shard (source, input, input_bytes, labels). A shard gets its name only when it is
-    whole.
+    whole. While one is written, by a thread, the next one is gathered. Leaving the context waits for the thread.
     """
 
     def __init__(self, folder: Path, unit: int, attributes: Mapping[str, Any], part_tokens: int = PART_TOKENS) -> None:
         self.folder, self.unit, self.attributes, self.part_tokens = folder, unit, attributes, part_tokens
         self.written: list[dict[str, Any]] = []
-        self._columns, self._size = _Columns(), 0
+        self._rows, self._size = list[Rows](), 0
+        self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
 
-    def add(self, name: str, molecule: Molecule, tokens: bytes, parent_hash: int, labels: Labels) -> None:
-        """Add one row: id, body tokens (uint8), hash of the sequence before windows, labels (docs/formats.md)."""
-        columns = self._columns
-        columns.tokens.append(tokens)
-        columns.lengths.append(len(tokens))
-        columns.molecules.append(MOLECULES.index(molecule))
-        columns.ids.append(name.encode())
-        columns.parents.append(parent_hash)
-        columns.contents.append(sequence_hash(molecule, tokens))
-        columns.rows.append(text_hash(repr((name, columns.contents[-1], sorted(labels.items())))))
-        for task in SUPERVISED:
-            rows = labels.get(task, ())
-            columns.values[task].extend(rows)
-            columns.counts[task].append(len(rows))
-        self._size += len(tokens)
-        if self._size >= self.part_tokens:
-            self._write()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, rows: Rows) -> None:
+        """Add rows; those that do not fit into a shard of `part_tokens` begin the next one."""
+        lengths = np.array([len(body) for body in rows.bodies], np.int64)
+        while len(rows):
+            fit = int(np.searchsorted(np.cumsum(lengths), self.part_tokens - self._size, side="right"))
+            if not fit and not self._rows:
+                fit = 1  # longer than a whole shard: one of its own
+            if fit:
+                self._rows.append(rows[:fit])
+                self._size += int(lengths[:fit].sum())
+            rows, lengths = rows[fit:], lengths[fit:]
+            if len(rows) or self._size >= self.part_tokens:
+                self._write()
 
     def close(self) -> list[dict[str, Any]]:
         """Write what is left; returns the index entry of each shard written."""
-        if self._columns.lengths:
+        if self._rows:
             self._write()
+        self._wait()
         return self.written
 
     def _write(self) -> None:
-        name = f"{self.unit:05d}-{len(self.written):03d}.h5"
-        entry = write_shard(self.folder / name, dict(self._columns.arrays()), self.attributes)
+        path = self.folder / f"{self.unit:05d}-{len(self.written):03d}.h5"
+        arrays, large = _columns(self._rows), self._size > self.part_tokens
+        self._rows, self._size = [], 0
+        # The checksum is made here: it costs as much as the rest, so that a rank would take two cores.
+        entry, attributes = _entry(path, arrays, self.attributes)
+        self._wait()
         self.written.append(entry)
-        self._columns, self._size = _Columns(), 0
+        self._pending.append(self._pool.submit(write_arrays, path, arrays, attributes))
+        if large:  # no room for the next one beside it
+            del arrays
+            self._wait()
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.pop().result()
 
 
-def write_shard(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one shard under a temporary name, flush it to disk, rename it; returns its index entry."""
-    entry = {"name": path.name, "sequences": len(arrays["offsets"]) - 1, "tokens": len(arrays["tokens"])}
-    entry["checksum"] = checksum(arrays)
-    stamped = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS), **attributes, **entry}
-    write_arrays(path, arrays, {key: value for key, value in stamped.items() if key != "name"})
-    return entry
+def _columns(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
+    """The datasets of a shard, in the order of DATASETS."""
+    bodies = [body for rows in parts for body in rows.bodies]
+    ids = [name for rows in parts for name in rows.ids]
+    arrays: dict[str, NDArray[Any]] = {
+        "tokens": np.frombuffer(b"".join(bodies), np.uint8),
+        "offsets": bounds_of([len(body) for body in bodies]),
+        "molecule": np.concatenate([rows.molecule for rows in parts]),
+        "ids": np.frombuffer(b"".join(ids), np.uint8),
+        "id_offsets": bounds_of([len(name) for name in ids]),
+        "parent_hash": np.concatenate([rows.parent_hash for rows in parts]),
+        "content_hash": np.concatenate([rows.content_hash for rows in parts]),
+        "row_hash": np.concatenate([rows.row_hash for rows in parts]),
+    }
+    places = zip(bounds_of([len(rows) for rows in parts]).tolist(), parts, strict=False)
+    labels = {first + row: found for first, rows in places for row, found in rows.labels.items()}
+    for task in SUPERVISED:
+        width, counts = 3 if TASKS[task].level == "span" else 1, np.zeros(len(ids), np.int64)
+        mine = {row: labels[row][task] for row in sorted(labels) if task in labels[row]}
+        counts[list(mine)] = [len(values) for values in mine.values()]
+        values = [value for values in mine.values() for value in values]
+        arrays[f"labels/{task}/values"] = np.array(values, np.int32).reshape(-1, width)
+        arrays[f"labels/{task}/offsets"] = bounds_of(counts)
+    return arrays
+
+
+def _entry(
+    path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index entry of a shard, and all attributes of its file."""
+    counts = {"sequences": len(arrays["offsets"]) - 1, "tokens": len(arrays["tokens"]), "checksum": checksum(arrays)}
+    kind = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS)}
+    return {"name": path.name, **counts}, {**kind, **attributes, **counts}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
@@ -203,7 +205,7 @@ class Shard:
 
     def verify(self) -> None:
         """Raise UserError unless every byte is the one that was written."""
-        ordered = {name: self.arrays[name] for name, _ in _Columns().arrays()}
+        ordered = {name: self.arrays[name] for name in DATASETS}
         if checksum(ordered) != self.attributes["checksum"]:
             raise UserError(
                 "does not match its checksum: the file was damaged after it was written",

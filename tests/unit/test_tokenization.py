@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,10 +16,11 @@ from lucavirus.config import Run, Settings
 from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
+from lucavirus.rows import cut_windows
 from lucavirus.shards import Shard, map_arrays, read_index
 from lucavirus.splits import make_datasets
 from lucavirus.tasks import SUPERVISED
-from lucavirus.tokenization import tokenize_source, windows
+from lucavirus.tokenization import tokenize_source
 from lucavirus.vocabularies import build_vocabularies
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -43,11 +45,24 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
     return write
 
 
+def windows(lengths: list[int], size: int | None, overlap: int) -> list[tuple[int, int, int, int, bool]]:
+    cuts = cut_windows(np.array(lengths), size, overlap)
+    columns = (cuts.sequence, cuts.number, cuts.start, cuts.end, cuts.cut)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
 def test_windows() -> None:
-    assert list(windows(10, None, 0)) == list(windows(10, 10, 0)) == [(0, 10)]
-    assert list(windows(10, 4, 0)) == [(0, 4), (4, 8), (8, 10)]
-    assert list(windows(10, 4, 1)) == [(0, 4), (3, 7), (6, 10)]
-    assert list(windows(8, 4, 0)) == [(0, 4), (4, 8)]
+    assert windows([10], None, 0) == windows([10], 10, 0) == [(0, 0, 0, 10, False)]
+    assert windows([10], 4, 0) == [(0, 0, 0, 4, True), (0, 1, 4, 8, True), (0, 2, 8, 10, True)]
+    assert windows([10], 4, 1) == [(0, 0, 0, 4, True), (0, 1, 3, 7, True), (0, 2, 6, 10, True)]
+    assert windows([8], 4, 0) == [(0, 0, 0, 4, True), (0, 1, 4, 8, True)]
+    assert windows([2, 5, 4], 4, 1) == [
+        (0, 0, 0, 2, False),
+        (1, 0, 0, 4, True),
+        (1, 1, 3, 5, True),
+        (2, 0, 0, 4, False),
+    ]
+    assert windows([2, 5], None, 0) == [(0, 0, 0, 2, False), (1, 0, 0, 5, False)]
 
 
 def test_labels_follow_their_window(tmp_path: Path, write: Callable[[str, str], str]) -> None:
