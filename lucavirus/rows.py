@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus.annotations import Labels, window_labels
-from lucavirus.batches import Batch
+from lucavirus.batches import Batch, bounds_of
 from lucavirus.counters import U64
 from lucavirus.hashes import row_hashes, sequence_hashes, text_hashes
 
@@ -20,11 +20,13 @@ AT_ONCE = 4096  # rows that are made at once: bounds the memory where a long seq
 class Rows:
     """N rows of a shard in columns, as told in docs/formats.md.
 
-    `bodies` are uint8 tokens, `id_hash` tells ids apart, `labels` has the rows that have any. Slices are rows too.
+    `id_hash` uint64 (N,) tells ids apart; `labels` has the rows that have any. Slices are rows too.
     """
 
-    ids: Sequence[bytes]
-    bodies: Sequence[bytes]
+    tokens: bytes
+    offsets: NDArray[np.int64]
+    ids: bytes
+    id_offsets: NDArray[np.int64]
     molecule: NDArray[np.uint8]
     parent_hash: U64
     content_hash: U64
@@ -33,14 +35,16 @@ class Rows:
     labels: Mapping[int, Labels]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.molecule)
 
     def __getitem__(self, part: slice) -> Rows:
         first, last, _ = part.indices(len(self))
+        tokens, ids = self.offsets[first : last + 1], self.id_offsets[first : last + 1]
         labels = {row - first: found for row, found in self.labels.items() if first <= row < last}
         return Rows(
-            self.ids[part], self.bodies[part], self.molecule[part], self.parent_hash[part],
-            self.content_hash[part], self.row_hash[part], self.id_hash[part], labels,
+            self.tokens[tokens[0] : tokens[-1]], tokens - tokens[0], self.ids[ids[0] : ids[-1]], ids - ids[0],
+            self.molecule[part], self.parent_hash[part], self.content_hash[part], self.row_hash[part],
+            self.id_hash[part], labels,
         )  # fmt: skip
 
 
@@ -85,7 +89,9 @@ def make_rows(batch: Batch, windows: Windows, labels: Mapping[int, Labels]) -> I
         content = sequence_hashes(bodies, molecule)
         row_hash = row_hashes(id_hash, content, _label_hashes(found, len(ids)))
         parent = np.where(cut, parents[sequence], content)
-        yield Rows(ids, bodies, molecule, parent, content, row_hash, id_hash, found)
+        offsets = bounds_of(windows.end[part] - windows.start[part])
+        columns = (molecule, parent, content, row_hash, id_hash)
+        yield Rows(b"".join(bodies), offsets, b"".join(ids), bounds_of([len(name) for name in ids]), *columns, found)
 
 
 def window_ids(batch: Batch, windows: Windows, part: slice) -> Sequence[bytes]:

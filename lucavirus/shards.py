@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -33,74 +33,87 @@ DATASETS = (
 _REDO = "remove {folder} and run the workflow again; it makes the shards anew from the input"
 
 
-class ShardWriter:
-    """Gathers the rows of one unit and writes them as one shard, or several when they are many.
+class Background:
+    """Runs tasks in a thread, one after the other; the next one is taken when the one before is done."""
 
-    `attributes` are written to each shard (source, input, input_bytes, labels). A shard gets its name only when it is
-    whole. While one is written, by a thread, the next one is gathered. Leaving the context waits for the thread.
-    """
-
-    def __init__(self, folder: Path, unit: int, attributes: Mapping[str, Any], part_tokens: int = PART_TOKENS) -> None:
-        self.folder, self.unit, self.attributes, self.part_tokens = folder, unit, attributes, part_tokens
-        self.written: list[dict[str, Any]] = []
-        self._rows, self._size = list[Rows](), 0
+    def __init__(self) -> None:
         self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._pool.shutdown()
+        if kind is None:
+            self.wait()
 
-    def add(self, rows: Rows) -> None:
-        """Add rows; those that do not fit into a shard of `part_tokens` begin the next one."""
-        lengths = np.array([len(body) for body in rows.bodies], np.int64)
-        while len(rows):
-            fit = int(np.searchsorted(np.cumsum(lengths), self.part_tokens - self._size, side="right"))
-            if not fit and not self._rows:
-                fit = 1  # longer than a whole shard: one of its own
-            if fit:
-                self._rows.append(rows[:fit])
-                self._size += int(lengths[:fit].sum())
-            rows, lengths = rows[fit:], lengths[fit:]
-            if len(rows) or self._size >= self.part_tokens:
-                self._write()
+    def run(self, task: Callable[..., None], *arguments: Any) -> None:
+        """Start a task; waits for the one before, and raises what that raised."""
+        self.wait()
+        self._pending.append(self._pool.submit(task, *arguments))
 
-    def close(self) -> list[dict[str, Any]]:
-        """Write what is left; returns the index entry of each shard written."""
-        if self._rows:
-            self._write()
-        self._wait()
-        return self.written
-
-    def _write(self) -> None:
-        path = self.folder / f"{self.unit:05d}-{len(self.written):03d}.h5"
-        arrays, large = _columns(self._rows), self._size > self.part_tokens
-        self._rows, self._size = [], 0
-        # The checksum is made here: it costs as much as the rest, so that a rank would take two cores.
-        entry, attributes = _entry(path, arrays, self.attributes)
-        self._wait()
-        self.written.append(entry)
-        self._pending.append(self._pool.submit(write_arrays, path, arrays, attributes))
-        if large:  # no room for the next one beside it
-            del arrays
-            self._wait()
-
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until nothing runs; raises what the last task raised."""
         while self._pending:
             self._pending.pop().result()
 
 
+class ShardWriter:
+    """Gathers the rows of one unit and writes them as one shard, or several when they are many.
+
+    `attributes` are written to each shard (source, input, input_bytes, labels). A shard gets its name only when it is
+    whole; it is written in the `background`, while the next one is gathered.
+    """
+
+    def __init__(
+        self, folder: Path, unit: int, attributes: Mapping[str, Any], background: Background,
+        part_tokens: int = PART_TOKENS,
+    ) -> None:  # fmt: skip
+        self.folder, self.unit, self.attributes, self.part_tokens = folder, unit, attributes, part_tokens
+        self.background = background
+        self.entries: list[dict[str, Any]] = []
+        self._rows, self._size = list[Rows](), 0
+
+    def add(self, rows: Rows) -> None:
+        """Add rows; those that do not fit into a shard of `part_tokens` begin the next one."""
+        while len(rows):
+            fit = int(np.searchsorted(rows.offsets[1:], self.part_tokens - self._size, side="right"))
+            if not fit and not self._rows:
+                fit = 1  # longer than a whole shard: one of its own
+            if fit:
+                self._rows.append(rows[:fit])
+                self._size += int(rows.offsets[fit])
+            rows = rows[fit:]
+            if len(rows) or self._size >= self.part_tokens:
+                self._write()
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write what is left; returns the index entries of all shards, which are there when the background is done."""
+        if self._rows:
+            self._write()
+        return self.entries
+
+    def _write(self) -> None:
+        path = self.folder / f"{self.unit:05d}-{len(self.entries):03d}.h5"
+        arrays, large = _columns(self._rows), self._size > self.part_tokens
+        self._rows, self._size = [], 0
+        # The checksum is made here: it costs as much as the rest, so that a rank would take two cores.
+        entry, attributes = _entry(path, arrays, self.attributes)
+        self.entries.append(entry)
+        self.background.run(write_arrays, path, arrays, attributes)
+        if large:  # no room for the next one beside it
+            del arrays
+            self.background.wait()
+
+
 def _columns(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
     """The datasets of a shard, in the order of DATASETS."""
-    bodies = [body for rows in parts for body in rows.bodies]
-    ids = [name for rows in parts for name in rows.ids]
     arrays: dict[str, NDArray[Any]] = {
-        "tokens": np.frombuffer(b"".join(bodies), np.uint8),
-        "offsets": bounds_of([len(body) for body in bodies]),
+        "tokens": np.frombuffer(b"".join([rows.tokens for rows in parts]), np.uint8),
+        "offsets": _joined([rows.offsets for rows in parts]),
         "molecule": np.concatenate([rows.molecule for rows in parts]),
-        "ids": np.frombuffer(b"".join(ids), np.uint8),
-        "id_offsets": bounds_of([len(name) for name in ids]),
+        "ids": np.frombuffer(b"".join([rows.ids for rows in parts]), np.uint8),
+        "id_offsets": _joined([rows.id_offsets for rows in parts]),
         "parent_hash": np.concatenate([rows.parent_hash for rows in parts]),
         "content_hash": np.concatenate([rows.content_hash for rows in parts]),
         "row_hash": np.concatenate([rows.row_hash for rows in parts]),
@@ -108,13 +121,18 @@ def _columns(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
     places = zip(bounds_of([len(rows) for rows in parts]).tolist(), parts, strict=False)
     labels = {first + row: found for first, rows in places for row, found in rows.labels.items()}
     for task in SUPERVISED:
-        width, counts = 3 if TASKS[task].level == "span" else 1, np.zeros(len(ids), np.int64)
+        width, counts = 3 if TASKS[task].level == "span" else 1, np.zeros(len(arrays["molecule"]), np.int64)
         mine = {row: labels[row][task] for row in sorted(labels) if task in labels[row]}
         counts[list(mine)] = [len(values) for values in mine.values()]
         values = [value for values in mine.values() for value in values]
         arrays[f"labels/{task}/values"] = np.array(values, np.int32).reshape(-1, width)
         arrays[f"labels/{task}/offsets"] = bounds_of(counts)
     return arrays
+
+
+def _joined(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The offsets of neighbours as one array."""
+    return bounds_of(np.concatenate([np.diff(part) for part in offsets]))
 
 
 def _entry(

@@ -26,7 +26,7 @@ from lucavirus.files import replace_json
 from lucavirus.hashes import text_hashes
 from lucavirus.records import read_unit
 from lucavirus.rows import Windows, cut_sequences, cut_windows, make_rows, window_ids
-from lucavirus.shards import FORMAT, VERSION, ShardWriter
+from lucavirus.shards import FORMAT, VERSION, Background, ShardWriter
 from lucavirus.tasks import MOLECULES
 from lucavirus.vocabularies import SourceLabels, read_vocabularies
 
@@ -39,7 +39,6 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
     """
     source = chosen(settings.sources, name)
     names = read_vocabularies(vocabularies)
-    digests = {task: hashlib.sha256("\n".join(labels).encode()).hexdigest() for task, labels in names.items()}
     source_labels = SourceLabels(source, names, settings.gff3_types)
     units = plan_units(source.files, settings.tokenize.unit_mb * 10**6)
     out.mkdir(parents=True, exist_ok=True)
@@ -48,8 +47,13 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
         _clear(out)
     ranks.barrier()
     try:
-        for number in tqdm(ranks.mine(len(units)), desc=name, unit="unit", file=sys.stderr, disable=not ranks.first):
-            _tokenize_unit(number, units[number], source, source_labels, json.dumps(digests), out)
+        notes = {}
+        mine = tqdm(ranks.mine(len(units)), desc=name, unit="unit", file=sys.stderr, disable=not ranks.first)
+        with Background() as background:
+            for number in mine:
+                notes[number] = _tokenize_unit(number, units[number], source, source_labels, out, background)
+        for number, note in notes.items():
+            replace_json(_note_path(out, number), note)
         ranks.barrier()
         if ranks.first:
             _refuse_duplicates(source, units, out)
@@ -73,23 +77,26 @@ def chosen(sources: Iterable[Source], name: str) -> Source:
 
 
 def _tokenize_unit(
-    number: int, unit: Unit, source: Source, source_labels: SourceLabels, digests: str, out: Path
-) -> None:
-    place = {"source": source.name, "input": unit.file, "input_bytes": (unit.start, unit.end), "labels": digests}
+    number: int, unit: Unit, source: Source, source_labels: SourceLabels, out: Path, background: Background
+) -> dict[str, Any]:
+    """Write the shards of a unit; returns their index entries and what was counted."""
+    place = {
+        "source": source.name, "input": unit.file, "input_bytes": (unit.start, unit.end),
+        "labels": json.dumps(source_labels.digests),
+    }  # fmt: skip
+    writer = ShardWriter(out, number, place, background)
     counts: Counter[str] = Counter()
     hashes = [np.empty(0, np.uint64)]
-    with ShardWriter(out, number, place) as writer:
-        for batch in read_unit(unit, source.kind):
-            labels = source_labels.of_batch(batch)
-            windows = _windows(batch, source)
-            _count(counts, batch, windows, labels)
-            hashes.append(text_hashes([batch.ids[n] for n in cut_sequences(windows).tolist()]))
-            for rows in make_rows(batch, windows, labels):
-                hashes.append(rows.id_hash)
-                writer.add(rows)
-        entries = writer.close()
+    for batch in read_unit(unit, source.kind):
+        labels = source_labels.of_batch(batch)
+        windows = _windows(batch, source)
+        _count(counts, batch, windows, labels)
+        hashes.append(text_hashes([batch.ids[n] for n in cut_sequences(windows).tolist()]))
+        for rows in make_rows(batch, windows, labels):
+            hashes.append(rows.id_hash)
+            writer.add(rows)
     np.save(_hashes_path(out, number), np.concatenate(hashes))
-    replace_json(_note_path(out, number), {"shards": entries, "counts": counts})
+    return {"shards": writer.close(), "counts": counts}
 
 
 def _windows(batch: Batch, source: Source) -> Windows:

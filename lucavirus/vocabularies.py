@@ -5,6 +5,7 @@ A vocabulary is a text file with one class name a line; the line number, from 0,
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections import Counter, defaultdict
@@ -154,8 +155,8 @@ def read_vocabularies(folder: Path) -> dict[str, tuple[str, ...]]:
 class SourceLabels:
     """Labels of the records of one source, as class ids: from its annotation files, or from the rows of a CSV.
 
-    `vocabularies` holds the class names of every supervised task. Reads all annotation files at once; raises UserError
-    as read_annotations does, and for a name that is not in its vocabulary.
+    `vocabularies` holds the class names of every supervised task; `digests` are their sha256. Reads all annotation
+    files at once; raises UserError as read_annotations does, and for a name that is not in its vocabulary.
     """
 
     def __init__(
@@ -163,6 +164,9 @@ class SourceLabels:
     ) -> None:
         self.source, self.gff3_types = source, gff3_types
         self.left_out: dict[str, Counter[str]] = {}
+        self.digests = {
+            task: hashlib.sha256("\n".join(names).encode()).hexdigest() for task, names in vocabularies.items()
+        }
         self._sizes = {task: len(names) for task, names in vocabularies.items()}
         self._numbers = {task: {name: n for n, name in enumerate(names)} for task, names in vocabularies.items()}
         self._index: dict[bytes, int] = {}

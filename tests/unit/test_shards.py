@@ -13,7 +13,7 @@ from lucavirus.batches import Record, to_batch
 from lucavirus.errors import UserError
 from lucavirus.hashes import sequence_hashes
 from lucavirus.rows import Rows, cut_windows, make_rows
-from lucavirus.shards import Shard, ShardWriter
+from lucavirus.shards import Background, Shard, ShardWriter
 from lucavirus.tasks import Molecule
 
 ROWS: list[tuple[str, Molecule, bytes, Labels]] = [
@@ -31,7 +31,9 @@ def _rows() -> Rows:
 
 
 def _write(folder: Path, part_tokens: int = 100, at_once: int = 3) -> list[str]:
-    with ShardWriter(folder, 7, {"source": "s", "input": "a.fa", "input_bytes": (0, 9)}, part_tokens) as writer:
+    place = {"source": "s", "input": "a.fa", "input_bytes": (0, 9)}
+    with Background() as background:
+        writer = ShardWriter(folder, 7, place, background, part_tokens)
         for first in range(0, len(ROWS), at_once):
             writer.add(_rows()[first : first + at_once])
         return [entry["name"] for entry in writer.close()]
