@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,17 +17,19 @@ from numpy.typing import NDArray
 
 from lucavirus import alphabet
 from lucavirus.batches import bounds_of
+from lucavirus.counters import U64
 from lucavirus.errors import UserError
 from lucavirus.files import flush
-from lucavirus.rows import Rows
+from lucavirus.hashes import sequence_hashes
+from lucavirus.rows import AT_ONCE, Rows
 from lucavirus.tasks import SUPERVISED, TASKS
 
 FORMAT, VERSION = "lucavirus-shard", 2
 # Tokens after which a unit goes on in its next shard: bounds the memory of the writer.
 PART_TOKENS = 64 * 2**20
-# What a shard holds, in the order of its checksum.
-DATASETS = (
-    *("tokens", "offsets", "molecule", "ids", "id_offsets", "parent_hash", "content_hash", "row_hash"),
+# What the checksum of a shard is made over, in this order; the content hashes among it are those of the tokens.
+CHECKED = (
+    *("offsets", "molecule", "ids", "id_offsets", "parent_hash", "content_hash", "row_hash"),
     *(f"labels/{task}/{part}" for task in SUPERVISED for part in ("values", "offsets")),
 )
 
@@ -94,22 +97,20 @@ class ShardWriter:
         return self.entries
 
     def _write(self) -> None:
-        path = self.folder / f"{self.unit:05d}-{len(self.entries):03d}.h5"
-        arrays, large = _columns(self._rows), self._size > self.part_tokens
-        self._rows, self._size = [], 0
-        # The checksum is made here: it costs as much as the rest, so that a rank would take two cores.
-        entry, attributes = _entry(path, arrays, self.attributes)
-        self.entries.append(entry)
-        self.background.run(write_arrays, path, arrays, attributes)
-        if large:  # no room for the next one beside it
-            del arrays
+        path, columns = self.folder / f"{self.unit:05d}-{len(self.entries):03d}.h5", _columns(self._rows)
+        counts = {"sequences": len(columns["molecule"]), "tokens": self._size, "checksum": checksum(columns)}
+        self.entries.append({"name": path.name, **counts})
+        kind = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS)}
+        tokens = [np.frombuffer(rows.tokens, np.uint8) for rows in self._rows]
+        self.background.run(write_arrays, path, {"tokens": tokens, **columns}, {**kind, **self.attributes, **counts})
+        if self._size > self.part_tokens:  # no room for the next one beside it
             self.background.wait()
+        self._rows, self._size = [], 0
 
 
 def _columns(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
-    """The datasets of a shard, in the order of DATASETS."""
+    """The datasets of a shard but its tokens, in the order of CHECKED."""
     arrays: dict[str, NDArray[Any]] = {
-        "tokens": np.frombuffer(b"".join([rows.tokens for rows in parts]), np.uint8),
         "offsets": _joined([rows.offsets for rows in parts]),
         "molecule": np.concatenate([rows.molecule for rows in parts]),
         "ids": np.frombuffer(b"".join([rows.ids for rows in parts]), np.uint8),
@@ -135,25 +136,31 @@ def _joined(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return bounds_of(np.concatenate([np.diff(part) for part in offsets]))
 
 
-def _entry(
-    path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The index entry of a shard, and all attributes of its file."""
-    counts = {"sequences": len(arrays["offsets"]) - 1, "tokens": len(arrays["tokens"]), "checksum": checksum(arrays)}
-    kind = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS)}
-    return {"name": path.name, **counts}, {**kind, **attributes, **counts}
+def write_arrays(
+    path: Path, arrays: Mapping[str, NDArray[Any] | list[NDArray[Any]]], attributes: Mapping[str, Any]
+) -> None:
+    """Write contiguous datasets and attributes to an HDF5 file that appears whole or not at all.
 
-
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
-    """Write contiguous datasets and attributes to an HDF5 file that appears whole or not at all."""
+    A list of arrays becomes one dataset, without being put together in memory.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
-            file.create_dataset(name, data=array, track_times=False)
+            if isinstance(array, list):
+                _write_parts(file, name, array)
+            else:
+                file.create_dataset(name, data=array, track_times=False)
         for name, value in attributes.items():
             file.attrs[name] = value
     flush(temporary)
     os.replace(temporary, path)
+
+
+def _write_parts(file: h5py.File, name: str, parts: list[NDArray[Any]]) -> None:
+    bounds = bounds_of([len(part) for part in parts]).tolist()
+    dataset = file.create_dataset(name, bounds[-1:], parts[0].dtype, track_times=False)
+    for start, end, part in zip(bounds, bounds[1:], parts, strict=False):
+        dataset[start:end] = part
 
 
 def checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -223,12 +230,20 @@ class Shard:
 
     def verify(self) -> None:
         """Raise UserError unless every byte is the one that was written."""
-        ordered = {name: self.arrays[name] for name in DATASETS}
-        if checksum(ordered) != self.attributes["checksum"]:
+        whole = checksum({name: self.arrays[name] for name in CHECKED}) == self.attributes["checksum"]
+        if not whole or not np.array_equal(self._content_hashes(), self.arrays["content_hash"]):
             raise UserError(
                 "does not match its checksum: the file was damaged after it was written",
                 where=str(self.path), hint=_REDO.format(folder=self.path.parent),
             )  # fmt: skip
+
+    def _content_hashes(self) -> U64:
+        hashes = [np.empty(0, np.uint64)]
+        for first in range(0, len(self), AT_ONCE):
+            bounds = self.offsets[first : first + AT_ONCE + 1].tolist()
+            bodies = [self.tokens[start:end].tobytes() for start, end in pairwise(bounds)]
+            hashes.append(sequence_hashes(bodies, self.molecule[first : first + AT_ONCE]))
+        return np.concatenate(hashes)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
