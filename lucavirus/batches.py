@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lucavirus.blocks import line_of
+from lucavirus.blocks import BLOCK, line_of
 from lucavirus.tasks import MOLECULES, Molecule
 
 
@@ -57,6 +57,12 @@ class Batch:
     def length(self, number: int) -> int:
         """Tokens of one of the sequences."""
         return int(self.bounds[number + 1] - self.bounds[number])
+
+    def count(self, token: int) -> int:
+        """How often a token stands in the sequences."""
+        tokens = np.frombuffer(self.tokens, np.uint8)
+        # Some at a time: a sequence may be as large as the memory allows.
+        return sum(int(np.count_nonzero(tokens[at : at + BLOCK] == token)) for at in range(0, len(tokens), BLOCK))
 
     def record(self, number: int) -> Record:
         """One of the sequences."""

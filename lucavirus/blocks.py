@@ -22,8 +22,10 @@ from lucavirus.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once: what is made of them stays in the cache
 OVERRUN = 1 << 16  # bytes read at once behind a range, where only the rest of a record is wanted
-PACKED = 1 << 18  # compressed bytes read at once
-AHEAD = 4  # blocks unpacked ahead
+# Compressed bytes read at once, and bytes unpacked at once: the thread that does it may have to wait for the
+# interpreter's lock after each.
+PACKED, UNPACKED = 1 << 20, 4 << 20
+AHEAD = 3  # of these are unpacked ahead
 GZIP = 31  # zlib's window bits for gzip with header and checksum
 BOM = b"\xef\xbb\xbf"
 
@@ -71,7 +73,7 @@ def read_blocks(file: str, start: int, stop: int, *, lines: bool) -> Iterator[tu
     """
     with _failures_told(file), open(file, "rb") as stream:
         if file.endswith(".gz"):
-            chunks = read_ahead(_gathered(_unpacked(stream)))
+            chunks = _divided(read_ahead(_gathered(_unpacked(stream))))
             first = next(chunks, b"")
             start = len(BOM) if first.startswith(BOM) else 0
             chunks = itertools.chain([first[start:]], chunks)
@@ -154,7 +156,7 @@ def _unpacked(stream: BinaryIO) -> Iterator[bytes]:
     while packed:
         member = zlib.decompressobj(GZIP)
         while not member.eof:
-            unpacked = member.decompress(packed, BLOCK)
+            unpacked = member.decompress(packed, UNPACKED)
             if unpacked:
                 yield unpacked
             elif not packed:
@@ -166,16 +168,22 @@ def _unpacked(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks of at least BLOCK bytes (and a byte order mark): bgzip makes members of 64 kB."""
+    """Chunks of at least UNPACKED bytes: bgzip makes members of 64 kB."""
     parts, size = list[bytes](), 0
     for chunk in chunks:
         parts.append(chunk)
         size += len(chunk)
-        if size >= max(BLOCK, len(BOM)):
+        if size >= UNPACKED:
             yield b"".join(parts)
             parts, size = [], 0
     if parts:
         yield b"".join(parts)
+
+
+def _divided(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Chunks of at most BLOCK bytes, but for a byte order mark at the beginning."""
+    size = max(BLOCK, len(BOM))
+    return (chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size))
 
 
 def _whole_lines(chunks: Iterable[bytes], offset: int, *, lines: bool) -> Iterator[tuple[int, bytes]]:

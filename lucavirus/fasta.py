@@ -92,8 +92,8 @@ class _Rest:
 
     def finish(self, file: str, molecule: Molecule) -> Batch:
         """The last record of a unit."""
-        bounds = bounds_of([sum(map(len, self.parts))])
-        return _batch(file, molecule, self.ids, self.offsets, self.parts, bounds)
+        parts, self.parts = self.parts, []
+        return _batch(file, molecule, self.ids, self.offsets, parts, bounds_of([sum(map(len, parts))]))
 
 
 class _Sample:

@@ -109,8 +109,7 @@ def _count(counts: Counter[str], batch: Batch, windows: Windows, labels: Mapping
     # Neither token stands in a sequence of the other molecule.
     for molecule, other, name in (("gene", OTHER_BASE, "5 (N)"), ("prot", UNK, "[UNK]")):
         if (batch.molecules == MOLECULES.index(molecule)).any():
-            mapped = np.count_nonzero(np.frombuffer(batch.tokens, np.uint8) == other)
-            counts[f"{molecule} residues mapped to {name}"] += int(mapped)
+            counts[f"{molecule} residues mapped to {name}"] += batch.count(other)
     counts["labels"] += sum(len(rows) for found in labels.values() for rows in found.values())
     if cut := int(windows.cut.sum()):
         counts["windows"] += cut
