@@ -73,7 +73,7 @@ def read_blocks(file: str, start: int, stop: int, *, lines: bool) -> Iterator[tu
     """
     with _failures_told(file), open(file, "rb") as stream:
         if file.endswith(".gz"):
-            chunks = _divided(read_ahead(_gathered(_unpacked(stream))))
+            chunks = read_ahead(_gathered(_unpacked(stream)))
             first = next(chunks, b"")
             start = len(BOM) if first.startswith(BOM) else 0
             chunks = itertools.chain([first[start:]], chunks)
@@ -168,22 +168,16 @@ def _unpacked(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks of at least UNPACKED bytes: bgzip makes members of 64 kB."""
+    """Chunks of at least BLOCK bytes (and a byte order mark): bgzip makes members of 64 kB."""
     parts, size = list[bytes](), 0
     for chunk in chunks:
         parts.append(chunk)
         size += len(chunk)
-        if size >= UNPACKED:
+        if size >= max(BLOCK, len(BOM)):
             yield b"".join(parts)
             parts, size = [], 0
     if parts:
         yield b"".join(parts)
-
-
-def _divided(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Chunks of at most BLOCK bytes, but for a byte order mark at the beginning."""
-    size = max(BLOCK, len(BOM))
-    return (chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size))
 
 
 def _whole_lines(chunks: Iterable[bytes], offset: int, *, lines: bool) -> Iterator[tuple[int, bytes]]:

@@ -86,7 +86,9 @@ class _Rest:
         end = int(bounds[-2])
         begun = sum(map(len, self.parts))
         bounds[1:] += begun
-        whole = _batch(page.file, molecule, ids[:-1], offsets[:-1], [*self.parts, tokens[:end]], bounds[:-1])
+        whole = _batch(
+            page.file, molecule, ids[:-1], offsets[:-1], [*self.parts, memoryview(tokens)[:end]], bounds[:-1]
+        )
         self.ids, self.offsets, self.parts = ids[-1:], offsets[-1:], [tokens[end:]]
         return whole
 

@@ -237,6 +237,19 @@ def test_kind_is_judged_by_the_first_records(write: Write) -> None:
     assert len(list(read_fasta(Unit(file), "gene"))) == 602
 
 
+def test_kind_is_judged_over_several_blocks(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 40)
+    assert "the letters are amino acids" in fasta_mistake(write(b">a\nACGT\n" + PROTEINS * 3), "gene")
+    assert "the letters are bases" in fasta_mistake(write(GENES), "prot")
+
+
+def test_a_sign_within_a_sequence_is_told_with_its_own_line(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b">a AC>T\nACGT\n>b\nGG\nAC>T\nGG\n"
+    for block in (1, 4, 18, blocks.BLOCK):
+        monkeypatch.setattr(blocks, "BLOCK", block)
+        assert ":5: a '>' within the sequence b" in fasta_mistake(write(content))
+
+
 # CSV -------------------------------------------------------------------------------------------------------------
 
 

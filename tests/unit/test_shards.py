@@ -66,6 +66,26 @@ def test_a_large_unit_goes_on_in_the_next_shard(tmp_path: Path) -> None:
     assert [len(Shard(tmp_path / f"00007-00{n}.h5")) for n in (0, 1)] == [2, 1]
 
 
+def test_parts_do_not_depend_on_how_many_rows_come_at_once(tmp_path: Path) -> None:
+    written = []
+    for at_once in (1, 2, 3):
+        folder = tmp_path / str(at_once)
+        folder.mkdir()
+        written.append({name: (folder / name).read_bytes() for name in _write(folder, 12, at_once)})
+    assert written[0] == written[1] == written[2] and len(written[0]) == 2
+
+
+def test_a_row_longer_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
+    names = _write(tmp_path, part_tokens=4)
+    assert [Shard(tmp_path / name).offsets.tolist() for name in names] == [[0, 5], [0, 3], [0, 7]]
+    assert Shard(tmp_path / names[1]).labels(0, "prot_keyword").tolist() == [[3], [0]]
+
+
+def test_a_failure_to_write_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        _write(tmp_path / "absent")
+
+
 def test_bytes_do_not_depend_on_time(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -78,10 +98,11 @@ def test_nothing_but_whole_shards_is_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["00007-000.h5"]
 
 
-def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", ["tokens", "offsets", "ids", "content_hash", "row_hash", "labels/gene_type/values"])
+def test_a_flipped_byte_is_found(tmp_path: Path, dataset: str) -> None:
     path = tmp_path / _write(tmp_path)[0]
     content = bytearray(path.read_bytes())
-    place = content.index(encode("gene", b"ACGTN"))
+    place = content.index(Shard(path).arrays[dataset].tobytes())
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="00007-000.h5: does not match its checksum"):
