@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,7 +124,12 @@ class _Sample:
 
 
 def _batch(
-    file: str, molecule: Molecule, ids: list[bytes], offsets: list[int], parts: list[bytes], bounds: NDArray[np.int64]
+    file: str,
+    molecule: Molecule,
+    ids: list[bytes],
+    offsets: list[int],
+    parts: Iterable[bytes | memoryview],
+    bounds: NDArray[np.int64],
 ) -> Batch:
     empty = np.flatnonzero(bounds[1:] == bounds[:-1])
     if len(empty):
