@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lucavirus.blocks import BLOCK, line_of
+from lucavirus import blocks
 from lucavirus.tasks import MOLECULES, Molecule
 
 
@@ -29,7 +29,7 @@ class Record:
     @property
     def where(self) -> str:
         """`file:line`; counts the lines of the file, so ask only when there is a mistake to report."""
-        return line_of(self.file, self.offset)
+        return blocks.line_of(self.file, self.offset)
 
 
 @dataclass(slots=True)
@@ -60,9 +60,9 @@ class Batch:
 
     def count(self, token: int) -> int:
         """How often a token stands in the sequences."""
-        tokens = np.frombuffer(self.tokens, np.uint8)
+        tokens, size = np.frombuffer(self.tokens, np.uint8), blocks.BLOCK
         # Some at a time: a sequence may be as large as the memory allows.
-        return sum(int(np.count_nonzero(tokens[at : at + BLOCK] == token)) for at in range(0, len(tokens), BLOCK))
+        return sum(int(np.count_nonzero(tokens[at : at + size] == token)) for at in range(0, len(tokens), size))
 
     def record(self, number: int) -> Record:
         """One of the sequences."""
