@@ -105,7 +105,7 @@ def gunzip_seconds(file: Path) -> float:
     return time.perf_counter() - started
 
 
-def measure(folder: Path, megabases: int = 450, long_megabytes: int = 300, repeats: int = 3) -> dict[str, Any]:
+def measure(folder: Path, megabases: int = 225, long_megabytes: int = 300, repeats: int = 3) -> dict[str, Any]:
     """Make the inputs in `folder`, of that many million residues each, and measure.
 
     Two ranks are compared fairly where a file is some times 64 MB, the unit of work. Returns what is printed.
@@ -141,7 +141,7 @@ def _case(settings: Path, kind: str, repeats: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabases", type=int, default=450, help="residues of the genomes and of the proteins")
+    parser.add_argument("--megabases", type=int, default=225, help="residues of the genomes and of the proteins")
     parser.add_argument("--long-megabytes", type=int, default=300, help="size of the one long record")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
