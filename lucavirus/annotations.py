@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from lucavirus.blocks import BOM, reading
 from lucavirus.errors import UserError
-from lucavirus.records import BOM, reading
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule, Task
 
 # Labels of one sequence: task -> (start, end, class id) of each span, or (class id,) of each class of the sequence.

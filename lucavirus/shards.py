@@ -5,135 +5,162 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
+from lucavirus.batches import bounds_of
+from lucavirus.counters import U64
 from lucavirus.errors import UserError
 from lucavirus.files import flush
-from lucavirus.tasks import MOLECULES, SUPERVISED, TASKS, Molecule
+from lucavirus.hashes import sequence_hashes
+from lucavirus.rows import AT_ONCE, Rows
+from lucavirus.tasks import SUPERVISED, TASKS
 
-FORMAT, VERSION = "lucavirus-shard", 1
+FORMAT, VERSION = "lucavirus-shard", 2
 # Tokens after which a unit goes on in its next shard: bounds the memory of the writer.
 PART_TOKENS = 64 * 2**20
-
-Labels = Mapping[str, list[tuple[int, ...]]]
+# What the checksum of a shard is made over, in this order; the content hashes among it are those of the tokens.
+CHECKED = (
+    *("offsets", "molecule", "ids", "id_offsets", "parent_hash", "content_hash", "row_hash"),
+    *(f"labels/{task}/{part}" for task in SUPERVISED for part in ("values", "offsets")),
+)
 
 _REDO = "remove {folder} and run the workflow again; it makes the shards anew from the input"
 
 
-def sequence_hash(molecule: Molecule, tokens: bytes) -> int:
-    """64-bit hash of a sequence as the model sees it, stable over machines and versions."""
-    digest = hashlib.blake2b(tokens, digest_size=8, person=molecule.encode()).digest()
-    return int.from_bytes(digest, "little")
+class Background:
+    """Runs tasks in a thread, one after the other; the next one is taken when the one before is done."""
 
+    def __init__(self) -> None:
+        self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
 
-def text_hash(text: str) -> int:
-    """64-bit hash of a text, stable over machines and versions."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self.wait()
 
-@dataclass
-class _Columns:
-    """What a shard will hold, while it is gathered."""
+    def run(self, task: Callable[..., None], *arguments: Any) -> None:
+        """Start a task; waits for the one before, and raises what that raised."""
+        self.wait()
+        self._pending.append(self._pool.submit(task, *arguments))
 
-    tokens: list[bytes] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    molecules: list[int] = field(default_factory=list)
-    ids: list[bytes] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    contents: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    values: dict[str, list[tuple[int, ...]]] = field(default_factory=lambda: {task: [] for task in SUPERVISED})
-    counts: dict[str, list[int]] = field(default_factory=lambda: {task: [] for task in SUPERVISED})
-
-    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        yield "tokens", np.frombuffer(b"".join(self.tokens), np.uint8)
-        yield "offsets", _offsets(self.lengths)
-        yield "molecule", np.array(self.molecules, np.uint8)
-        yield "ids", np.frombuffer(b"".join(self.ids), np.uint8)
-        yield "id_offsets", _offsets([len(name) for name in self.ids])
-        yield "parent_hash", np.array(self.parents, np.uint64)
-        yield "content_hash", np.array(self.contents, np.uint64)
-        yield "row_hash", np.array(self.rows, np.uint64)
-        for task in SUPERVISED:
-            width = 3 if TASKS[task].level == "span" else 1
-            yield f"labels/{task}/values", np.array(self.values[task], np.int32).reshape(-1, width)
-            yield f"labels/{task}/offsets", _offsets(self.counts[task])
-
-
-def _offsets(lengths: list[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    def wait(self) -> None:
+        """Wait until nothing runs; raises what the last task raised."""
+        while self._pending:
+            self._pending.pop().result()
 
 
 class ShardWriter:
     """Gathers the rows of one unit and writes them as one shard, or several when they are many.
 
     `attributes` are written to each shard (source, input, input_bytes, labels). A shard gets its name only when it is
-    whole.
+    whole; it is written in the `background`, while the next one is gathered.
     """
 
-    def __init__(self, folder: Path, unit: int, attributes: Mapping[str, Any], part_tokens: int = PART_TOKENS) -> None:
+    def __init__(
+        self, folder: Path, unit: int, attributes: Mapping[str, Any], background: Background,
+        part_tokens: int = PART_TOKENS,
+    ) -> None:  # fmt: skip
         self.folder, self.unit, self.attributes, self.part_tokens = folder, unit, attributes, part_tokens
-        self.written: list[dict[str, Any]] = []
-        self._columns, self._size = _Columns(), 0
+        self.background = background
+        self.entries: list[dict[str, Any]] = []
+        self._rows, self._size = list[Rows](), 0
 
-    def add(self, name: str, molecule: Molecule, tokens: bytes, parent_hash: int, labels: Labels) -> None:
-        """Add one row: id, body tokens (uint8), hash of the sequence before windows, labels (docs/formats.md)."""
-        columns = self._columns
-        columns.tokens.append(tokens)
-        columns.lengths.append(len(tokens))
-        columns.molecules.append(MOLECULES.index(molecule))
-        columns.ids.append(name.encode())
-        columns.parents.append(parent_hash)
-        columns.contents.append(sequence_hash(molecule, tokens))
-        columns.rows.append(text_hash(repr((name, columns.contents[-1], sorted(labels.items())))))
-        for task in SUPERVISED:
-            rows = labels.get(task, ())
-            columns.values[task].extend(rows)
-            columns.counts[task].append(len(rows))
-        self._size += len(tokens)
-        if self._size >= self.part_tokens:
-            self._write()
+    def add(self, rows: Rows) -> None:
+        """Add rows; those that do not fit into a shard of `part_tokens` begin the next one."""
+        while len(rows):
+            fit = int(np.searchsorted(rows.offsets[1:], self.part_tokens - self._size, side="right"))
+            if not fit and not self._rows:
+                fit = 1  # longer than a whole shard: one of its own
+            if fit:
+                self._rows.append(rows[:fit])
+                self._size += int(rows.offsets[fit])
+            rows = rows[fit:]
+            if len(rows) or self._size >= self.part_tokens:
+                self._write()
 
     def close(self) -> list[dict[str, Any]]:
-        """Write what is left; returns the index entry of each shard written."""
-        if self._columns.lengths:
+        """Write what is left; returns the index entries of all shards, which are there when the background is done."""
+        if self._rows:
             self._write()
-        return self.written
+        return self.entries
 
     def _write(self) -> None:
-        name = f"{self.unit:05d}-{len(self.written):03d}.h5"
-        entry = write_shard(self.folder / name, dict(self._columns.arrays()), self.attributes)
-        self.written.append(entry)
-        self._columns, self._size = _Columns(), 0
+        path, columns = self.folder / f"{self.unit:05d}-{len(self.entries):03d}.h5", _columns(self._rows)
+        counts = {"sequences": len(columns["molecule"]), "tokens": self._size, "checksum": checksum(columns)}
+        self.entries.append({"name": path.name, **counts})
+        kind = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS)}
+        tokens = [np.frombuffer(rows.tokens, np.uint8) for rows in self._rows]
+        self.background.run(write_arrays, path, {"tokens": tokens, **columns}, {**kind, **self.attributes, **counts})
+        if self._size > self.part_tokens:  # no room for the next one beside it
+            self.background.wait()
+        self._rows, self._size = [], 0
 
 
-def write_shard(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one shard under a temporary name, flush it to disk, rename it; returns its index entry."""
-    entry = {"name": path.name, "sequences": len(arrays["offsets"]) - 1, "tokens": len(arrays["tokens"])}
-    entry["checksum"] = checksum(arrays)
-    stamped = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS), **attributes, **entry}
-    write_arrays(path, arrays, {key: value for key, value in stamped.items() if key != "name"})
-    return entry
+def _columns(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
+    """The datasets of a shard but its tokens, in the order of CHECKED."""
+    arrays: dict[str, NDArray[Any]] = {
+        "offsets": _joined([rows.offsets for rows in parts]),
+        "molecule": np.concatenate([rows.molecule for rows in parts]),
+        "ids": np.frombuffer(b"".join([rows.ids for rows in parts]), np.uint8),
+        "id_offsets": _joined([rows.id_offsets for rows in parts]),
+        "parent_hash": np.concatenate([rows.parent_hash for rows in parts]),
+        "content_hash": np.concatenate([rows.content_hash for rows in parts]),
+        "row_hash": np.concatenate([rows.row_hash for rows in parts]),
+    }
+    places = zip(bounds_of([len(rows) for rows in parts]).tolist(), parts, strict=False)
+    labels = {first + row: found for first, rows in places for row, found in rows.labels.items()}
+    for task in SUPERVISED:
+        width, counts = 3 if TASKS[task].level == "span" else 1, np.zeros(len(arrays["molecule"]), np.int64)
+        mine = {row: labels[row][task] for row in sorted(labels) if task in labels[row]}
+        counts[list(mine)] = [len(values) for values in mine.values()]
+        values = [value for values in mine.values() for value in values]
+        arrays[f"labels/{task}/values"] = np.array(values, np.int32).reshape(-1, width)
+        arrays[f"labels/{task}/offsets"] = bounds_of(counts)
+    return arrays
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
-    """Write contiguous datasets and attributes to an HDF5 file that appears whole or not at all."""
+def _joined(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The offsets of neighbours as one array."""
+    return bounds_of(np.concatenate([np.diff(part) for part in offsets]))
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, NDArray[Any] | list[NDArray[Any]]], attributes: Mapping[str, Any]
+) -> None:
+    """Write contiguous datasets and attributes to an HDF5 file that appears whole or not at all.
+
+    A list of arrays becomes one dataset, without being put together in memory.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
-            file.create_dataset(name, data=array, track_times=False)
+            if isinstance(array, list):
+                _write_parts(file, name, array)
+            else:
+                file.create_dataset(name, data=array, track_times=False)
         for name, value in attributes.items():
             file.attrs[name] = value
     flush(temporary)
     os.replace(temporary, path)
+
+
+def _write_parts(file: h5py.File, name: str, parts: list[NDArray[Any]]) -> None:
+    bounds = bounds_of([len(part) for part in parts]).tolist()
+    dataset = file.create_dataset(name, bounds[-1:], parts[0].dtype, track_times=False)
+    for start, end, part in zip(bounds, bounds[1:], parts, strict=False):
+        dataset[start:end] = part
 
 
 def checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -203,12 +230,20 @@ class Shard:
 
     def verify(self) -> None:
         """Raise UserError unless every byte is the one that was written."""
-        ordered = {name: self.arrays[name] for name, _ in _Columns().arrays()}
-        if checksum(ordered) != self.attributes["checksum"]:
+        whole = checksum({name: self.arrays[name] for name in CHECKED}) == self.attributes["checksum"]
+        if not whole or not np.array_equal(self._content_hashes(), self.arrays["content_hash"]):
             raise UserError(
                 "does not match its checksum: the file was damaged after it was written",
                 where=str(self.path), hint=_REDO.format(folder=self.path.parent),
             )  # fmt: skip
+
+    def _content_hashes(self) -> U64:
+        hashes = [np.empty(0, np.uint64)]
+        for first in range(0, len(self), AT_ONCE):
+            bounds = self.offsets[first : first + AT_ONCE + 1].tolist()
+            bodies = [self.tokens[start:end].tobytes() for start, end in pairwise(bounds)]
+            hashes.append(sequence_hashes(bodies, self.molecule[first : first + AT_ONCE]))
+        return np.concatenate(hashes)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

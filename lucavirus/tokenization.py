@@ -7,21 +7,27 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lucavirus.alphabet import OTHER_BASE, UNK, encode
-from lucavirus.annotations import Labels, window_labels
+from lucavirus.alphabet import OTHER_BASE, UNK
+from lucavirus.annotations import Labels
+from lucavirus.batches import Batch, Record
+from lucavirus.blocks import Unit, plan_units
 from lucavirus.config import Settings, Source
+from lucavirus.counters import U64
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.files import replace_json
-from lucavirus.records import Record, Unit, plan_units, read_unit
-from lucavirus.shards import FORMAT, VERSION, ShardWriter, sequence_hash, text_hash
+from lucavirus.hashes import text_hashes
+from lucavirus.records import read_unit
+from lucavirus.rows import Windows, cut_sequences, cut_windows, make_rows, window_ids
+from lucavirus.shards import FORMAT, VERSION, Background, ShardWriter
+from lucavirus.tasks import MOLECULES
 from lucavirus.vocabularies import SourceLabels, read_vocabularies
 
 
@@ -33,7 +39,6 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
     """
     source = chosen(settings.sources, name)
     names = read_vocabularies(vocabularies)
-    digests = {task: hashlib.sha256("\n".join(labels).encode()).hexdigest() for task, labels in names.items()}
     source_labels = SourceLabels(source, names, settings.gff3_types)
     units = plan_units(source.files, settings.tokenize.unit_mb * 10**6)
     out.mkdir(parents=True, exist_ok=True)
@@ -42,10 +47,16 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
         _clear(out)
     ranks.barrier()
     try:
-        for number in tqdm(ranks.mine(len(units)), desc=name, unit="unit", file=sys.stderr, disable=not ranks.first):
-            _tokenize_unit(number, units[number], source, source_labels, json.dumps(digests), out)
+        notes = {}
+        mine = tqdm(ranks.mine(len(units)), desc=name, unit="unit", file=sys.stderr, disable=not ranks.first)
+        with Background() as background:
+            for number in mine:
+                notes[number] = _tokenize_unit(number, units[number], source, source_labels, out, background)
+        for number, note in notes.items():
+            replace_json(_note_path(out, number), note)
         ranks.barrier()
-        _refuse_duplicates(source, units, out, ranks)
+        if ranks.first:
+            _refuse_duplicates(source, units, out)
     except UserError:
         _clear(out, ranks.mine(len(units)))  # other ranks are ended by torchrun; the next start clears what they leave
         raise
@@ -66,78 +77,75 @@ def chosen(sources: Iterable[Source], name: str) -> Source:
 
 
 def _tokenize_unit(
-    number: int, unit: Unit, source: Source, source_labels: SourceLabels, digests: str, out: Path
-) -> None:
-    place = {"source": source.name, "input": unit.file, "input_bytes": (unit.start, unit.end), "labels": digests}
-    writer = ShardWriter(out, number, place)
+    number: int, unit: Unit, source: Source, source_labels: SourceLabels, out: Path, background: Background
+) -> dict[str, Any]:
+    """Write the shards of a unit; returns their index entries and what was counted."""
+    place = {
+        "source": source.name, "input": unit.file, "input_bytes": (unit.start, unit.end),
+        "labels": json.dumps(source_labels.digests),
+    }  # fmt: skip
+    writer = ShardWriter(out, number, place, background)
     counts: Counter[str] = Counter()
-    hashes: list[int] = []
-    for record in read_unit(unit, source.kind):
-        tokens = encode(record.molecule, record.sequence)
-        labels = source_labels.of(record, len(tokens))
-        parent = sequence_hash(record.molecule, tokens)
-        rows = _rows(record, len(tokens), source)
-        hashes += map(text_hash, {record.id, *rows})
-        _count(counts, record, tokens, labels, len(rows))
-        for name, (start, end) in rows.items():
-            cut = labels if end - start == len(tokens) else window_labels(labels, start, end)
-            writer.add(name, record.molecule, tokens[start:end], parent, cut)
-    np.save(_hashes_path(out, number), np.array(hashes, np.uint64))
-    replace_json(_note_path(out, number), {"shards": writer.close(), "counts": counts})
+    hashes = [np.empty(0, np.uint64)]
+    for batch in read_unit(unit, source.kind):
+        labels = source_labels.of_batch(batch)
+        windows = _windows(batch, source)
+        _count(counts, batch, windows, labels)
+        hashes.append(text_hashes([batch.ids[n] for n in cut_sequences(windows).tolist()]))
+        for rows in make_rows(batch, windows, labels):
+            hashes.append(rows.id_hash)
+            writer.add(rows)
+    np.save(_hashes_path(out, number), np.concatenate(hashes))
+    return {"shards": writer.close(), "counts": counts}
 
 
-def _count(counts: Counter[str], record: Record, tokens: bytes, labels: Labels, rows: int) -> None:
-    other, name = (OTHER_BASE, "5 (N)") if record.molecule == "gene" else (UNK, "[UNK]")
-    counts["input sequences"] += 1
-    counts["residues"] += len(tokens)
-    counts[f"{record.molecule} residues mapped to {name}"] += tokens.count(other)
-    counts["labels"] += sum(map(len, labels.values()))
-    if rows > 1:
-        counts["windows"] += rows
+def _windows(batch: Batch, source: Source) -> Windows:
+    return cut_windows(np.diff(batch.bounds), source.window_size, source.window_overlap)
 
 
-def windows(length: int, size: int | None, overlap: int) -> Iterator[tuple[int, int]]:
-    """Windows [start, end) over a sequence: of `size` bases each, the last one shorter; the whole when it fits."""
-    if size is None or length <= size:
-        yield 0, length
-        return
-    start = 0
-    while True:
-        end = min(start + size, length)
-        yield start, end
-        if end == length:
-            return
-        start += size - overlap
+def _count(counts: Counter[str], batch: Batch, windows: Windows, labels: Mapping[int, Labels]) -> None:
+    counts["input sequences"] += len(batch)
+    counts["residues"] += len(batch.tokens)
+    # Neither token stands in a sequence of the other molecule.
+    for molecule, other, name in (("gene", OTHER_BASE, "5 (N)"), ("prot", UNK, "[UNK]")):
+        if (batch.molecules == MOLECULES.index(molecule)).any():
+            counts[f"{molecule} residues mapped to {name}"] += batch.count(other)
+    counts["labels"] += sum(len(rows) for found in labels.values() for rows in found.values())
+    if cut := int(windows.cut.sum()):
+        counts["windows"] += cut
 
 
-def _rows(record: Record, length: int, source: Source) -> dict[str, tuple[int, int]]:
-    """The rows of a record in the shards: id -> [start, end)."""
-    cuts = list(windows(length, source.window_size, source.window_overlap))
-    if len(cuts) == 1:
-        return {record.id: cuts[0]}
-    return {f"{record.id}_{n}_{start}_{end}": (start, end) for n, (start, end) in enumerate(cuts)}
-
-
-def _refuse_duplicates(source: Source, units: list[Unit], out: Path, ranks: Ranks) -> None:
+def _refuse_duplicates(source: Source, units: Sequence[Unit], out: Path) -> None:
     """Raise UserError, with both places, when an id is taken twice in the source."""
-    hashes = [np.load(_hashes_path(out, number), allow_pickle=False) for number in ranks.mine(len(units))]
-    # Through int64, because not every back-end moves uint64.
-    everyone = np.concatenate(ranks.gather(np.concatenate([np.empty(0, np.uint64), *hashes]).view(np.int64)))
-    values, counts = np.unique(everyone, return_counts=True)
-    if not (counts > 1).any():
-        return
-    twice = set(values[counts > 1].view(np.uint64).tolist())
-    seen: dict[str, Record] = {}
+    hashes = [np.load(_hashes_path(out, number), allow_pickle=False) for number in range(len(units))]
+    everyone = np.concatenate([np.empty(0, np.uint64), *hashes])
+    del hashes
+    everyone.sort()
+    twice = np.unique(everyone[1:][everyone[1:] == everyone[:-1]])
+    seen: dict[bytes, Record] = {}
+    for name, record in _taken_ids(source, units, twice) if len(twice) else ():
+        first = seen.setdefault(name, record)
+        if first is not record:
+            raise UserError(
+                f"the id {name.decode()} was used before, at {first.where}",
+                where=record.where,
+                hint="ids (and those of windows) must differ within a source: rename or remove one of the two",
+            )
+
+
+def _taken_ids(source: Source, units: Sequence[Unit], wanted: U64) -> Iterator[tuple[bytes, Record]]:
+    """The ids of records and windows whose hash is wanted, with their record, in order."""
     for unit in units:
-        for record in read_unit(unit, source.kind):
-            for name in {record.id: None, **_rows(record, len(encode(record.molecule, record.sequence)), source)}:
-                first = seen.setdefault(name, record) if text_hash(name) in twice else record
-                if first is not record:
-                    raise UserError(
-                        f"the id {name} was used before, at {first.where}",
-                        where=record.where,
-                        hint="ids (and those of windows) must differ within a source: rename or remove one of the two",
-                    )
+        for batch in read_unit(unit, source.kind):
+            windows = _windows(batch, source)
+            whole = cut_sequences(windows)
+            ids = [*(batch.ids[n] for n in whole.tolist()), *window_ids(batch, windows, slice(None))]
+            owners = np.concatenate([whole, windows.sequence])
+            found = np.flatnonzero(np.isin(text_hashes(ids), wanted))
+            records: dict[int, Record] = {}
+            for place in found[np.argsort(owners[found], kind="stable")].tolist():
+                owner = int(owners[place])
+                yield ids[place], records.setdefault(owner, batch.record(owner))
 
 
 def _finish(name: str, units: int, left_out: Counter[str], out: Path) -> dict[str, Any]:

@@ -5,19 +5,21 @@ A vocabulary is a text file with one class name a line; the line number, from 0,
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from lucavirus.annotations import Annotation, Labels, check_labels, close_to, parse_labels, read_annotations, read_lines
+from lucavirus.batches import Batch, Record
 from lucavirus.config import Settings, Source
 from lucavirus.errors import UserError
-from lucavirus.records import Record, scan_ids
+from lucavirus.fasta import scan_ids
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
 # Of each annotation file and molecule: the ids that its rows name, with the line of the first such row.
@@ -153,8 +155,8 @@ def read_vocabularies(folder: Path) -> dict[str, tuple[str, ...]]:
 class SourceLabels:
     """Labels of the records of one source, as class ids: from its annotation files, or from the rows of a CSV.
 
-    `vocabularies` holds the class names of every supervised task. Reads all annotation files at once; raises UserError
-    as read_annotations does, and for a name that is not in its vocabulary.
+    `vocabularies` holds the class names of every supervised task; `digests` are their sha256. Reads all annotation
+    files at once; raises UserError as read_annotations does, and for a name that is not in its vocabulary.
     """
 
     def __init__(
@@ -162,21 +164,33 @@ class SourceLabels:
     ) -> None:
         self.source, self.gff3_types = source, gff3_types
         self.left_out: dict[str, Counter[str]] = {}
+        self.digests = {
+            task: hashlib.sha256("\n".join(names).encode()).hexdigest() for task, names in vocabularies.items()
+        }
         self._sizes = {task: len(names) for task, names in vocabularies.items()}
         self._numbers = {task: {name: n for n, name in enumerate(names)} for task, names in vocabularies.items()}
-        self._index: dict[str, int] = {}
+        self._index: dict[bytes, int] = {}
         # Rows of (id, task, start, end, class): for millions of proteins a fifth of the memory of tuples.
         table = array("q")
         for row in self._annotations(self.left_out):
             number = self._numbers[row.task].get(row.label)
             if number is None:
                 raise _unknown_class(row, vocabularies[row.task])
-            name = self._index.setdefault(row.id, len(self._index))
+            name = self._index.setdefault(row.id.encode(), len(self._index))
             table.extend((name, SUPERVISED.index(row.task), *(row.span or (-1, -1)), number))
         rows = np.array(table, dtype=np.int64).reshape(-1, 5)
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         self._rows = rows[:, 1:]
         self._offsets = np.searchsorted(rows[:, 0], np.arange(len(self._index) + 1))
+
+    def of_batch(self, batch: Batch) -> dict[int, Labels]:
+        """Labels of the records of a batch that have any, by their number; raises UserError as `of` does."""
+        if batch.labels is not None:
+            chosen: Iterable[int] = range(len(batch))
+        else:
+            chosen = [n for n, name in enumerate(batch.ids) if name in self._index] if self._index else ()
+        found = {number: self.of(batch.record(number), batch.length(number)) for number in chosen}
+        return {number: labels for number, labels in found.items() if labels}
 
     def of(self, record: Record, length: int) -> Labels:
         """Labels of a record whose body has `length` tokens; raises UserError with the line of a label out of range."""
@@ -195,7 +209,7 @@ class SourceLabels:
 
     def _find(self, record: Record) -> Labels:
         labels: Labels = {}
-        index = self._index.get(record.id)
+        index = self._index.get(record.id.encode())
         if index is not None:
             for task, start, end, number in self._rows[self._offsets[index] : self._offsets[index + 1]].tolist():
                 span = () if start < 0 else (start, end)

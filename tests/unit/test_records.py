@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from lucavirus import records
+from lucavirus import blocks
 from lucavirus.alphabet import encode
+from lucavirus.batches import Batch, Record
+from lucavirus.blocks import Unit, plan_units
 from lucavirus.errors import UserError
-from lucavirus.records import Record, Unit, plan_units, read_csv, read_fasta, read_unit, scan_ids
+from lucavirus.fasta import read_fasta as read_batches
+from lucavirus.fasta import scan_ids
+from lucavirus.records import read_csv, read_unit
+from lucavirus.tasks import Molecule
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 HEADER = b"obj_id,obj_type,obj_seq,obj_label\n"
@@ -31,8 +36,16 @@ def write(tmp_path: Path) -> Write:
     return _write
 
 
+def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Record]:
+    return flat(read_batches(unit, molecule))
+
+
+def flat(batches: Iterator[Batch]) -> Iterator[Record]:
+    return (record for batch in batches for record in batch)
+
+
 def bodies(found: Iterator[Record] | list[Record]) -> list[tuple[str, bytes]]:
-    return [(record.id, encode(record.molecule, record.sequence)) for record in found]
+    return [(record.id, record.tokens) for record in found]
 
 
 def mistake(read: Callable[[], object]) -> str:
@@ -56,8 +69,13 @@ def csv_mistake(file: str) -> str:
 def test_fasta_by_hand(write: Write) -> None:
     file = write(b">a first one\nACGT\nAC\n>b\tsecond > of 2\n\nG\n")
     first, second = read_fasta(Unit(file), "gene")
-    assert (first.id, first.sequence, first.molecule, first.where) == ("a", b"ACGT\nAC\n", "gene", f"{file}:1")
-    assert (second.id, encode("gene", second.sequence), second.where) == ("b", encode("gene", b"G"), f"{file}:4")
+    assert (first.id, first.tokens, first.molecule, first.where) == (
+        "a",
+        encode("gene", b"ACGTAC"),
+        "gene",
+        f"{file}:1",
+    )
+    assert (second.id, second.tokens, second.where) == ("b", encode("gene", b"G"), f"{file}:4")
     assert first.labels is None
 
 
@@ -96,9 +114,9 @@ def random_fasta(dice: random.Random) -> tuple[bytes, list[tuple[str, bytes]]]:
     return (content.rstrip(b"\r\n") if dice.random() < 0.5 else content), expected
 
 
-@pytest.mark.parametrize("block", [1, 3, 64, records.BLOCK])
+@pytest.mark.parametrize("block", [1, 3, 64, blocks.BLOCK])
 def test_units_of_any_size_give_each_record_once(write: Write, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(records, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     dice = random.Random(block)
     for _ in range(12):
         content, expected = random_fasta(dice)
@@ -114,7 +132,7 @@ def test_units_of_any_size_give_each_record_once(write: Write, monkeypatch: pyte
 
 
 def test_a_record_far_longer_than_a_block(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "BLOCK", 1000)
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
     lines = b"".join(b"ACGTACGTAC" * 8 + b"\n" for _ in range(2000))
     file = write(b">long\n" + lines + b">next\nAC\n>one_line\n" + b"G" * 50_000)
     sequences = {"long": lines, "next": b"AC", "one_line": b"G" * 50_000}
@@ -219,6 +237,19 @@ def test_kind_is_judged_by_the_first_records(write: Write) -> None:
     assert len(list(read_fasta(Unit(file), "gene"))) == 602
 
 
+def test_kind_is_judged_over_several_blocks(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 40)
+    assert "the letters are amino acids" in fasta_mistake(write(b">a\nACGT\n" + PROTEINS * 3), "gene")
+    assert "the letters are bases" in fasta_mistake(write(GENES), "prot")
+
+
+def test_a_sign_within_a_sequence_is_told_with_its_own_line(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b">a AC>T\nACGT\n>b\nGG\nAC>T\nGG\n"
+    for block in (1, 4, 18, blocks.BLOCK):
+        monkeypatch.setattr(blocks, "BLOCK", block)
+        assert ":5: a '>' within the sequence b" in fasta_mistake(write(content))
+
+
 # CSV -------------------------------------------------------------------------------------------------------------
 
 
@@ -231,10 +262,10 @@ def test_csv_by_hand(write: Write) -> None:
     )
     file = write(content, "a.csv")
     gene, protein = read_csv(Unit(file))
-    assert gene == Record("g,1", "gene", b"ACGT", file, 46, '{"seq_level": {"gene_taxonomy": 1}}')
-    assert (protein.id, protein.molecule, protein.sequence, protein.labels) == ("p1", "prot", b"MKL", "")
+    assert gene == Record("g,1", "gene", encode("gene", b"ACGT"), file, 46, '{"seq_level": {"gene_taxonomy": 1}}')
+    assert (protein.id, protein.molecule, protein.tokens, protein.labels) == ("p1", "prot", encode("prot", b"MKL"), "")
     assert (gene.where, protein.where) == (f"{file}:2", f"{file}:4")
-    assert list(read_unit(Unit(file), None)) == [gene, protein]
+    assert list(flat(read_unit(Unit(file), None))) == [gene, protein]
 
 
 def random_csv(dice: random.Random) -> tuple[bytes, list[tuple[str, str, bytes, str]]]:
@@ -248,27 +279,27 @@ def random_csv(dice: random.Random) -> tuple[bytes, list[tuple[str, str, bytes, 
         label = dice.choice(["", "{}", '{"a": "b,c"}', "{'é': [1, 2]}", 'a""b'])
         row = {"obj_id": f"i{number}", "obj_type": kind, "obj_seq": "ACG" * dice.randint(1, 9), "obj_label": label}
         writer.writerow({**row, "obj_source": "x"})
-        expected.append((row["obj_id"], kind, row["obj_seq"].encode(), label))
+        expected.append((row["obj_id"], kind, encode(kind, row["obj_seq"].encode()), label))
     content = dice.choice([b"", b"\xef\xbb\xbf"]) + text.getvalue().encode()
     return (content.rstrip(b"\r\n") if dice.random() < 0.5 else content), expected
 
 
-@pytest.mark.parametrize("block", [1, 50, records.BLOCK])
+@pytest.mark.parametrize("block", [1, 50, blocks.BLOCK])
 def test_csv_units_of_any_size_give_each_row_once(write: Write, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(records, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     dice = random.Random(block)
     for _ in range(12):
         content, expected = random_csv(dice)
         file, packed = write(content, "a.csv"), write(content, "a.csv.gz")
         for size in (1, 2, 7, 33, len(content) - 1, len(content)):
             found = [record for unit in plan_units([file], size) for record in read_csv(unit)]
-            assert [(r.id, r.molecule, r.sequence, r.labels) for r in found] == expected, (content, size)
+            assert [(r.id, r.molecule, r.tokens, r.labels) for r in found] == expected, (content, size)
         assert [r.id for r in read_csv(Unit(packed))] == [name for name, *_ in expected]
 
 
 def test_csv_fields_may_be_long(write: Write) -> None:
     file = write(HEADER + b'long,gene,"' + b"ACGT" * 300_000 + b'",\n', "a.csv")
-    assert [len(record.sequence) for record in read_csv(Unit(file))] == [1_200_000]
+    assert [len(record.tokens) for record in read_csv(Unit(file))] == [1_200_000]
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from lucavirus import blocks
 from lucavirus.alphabet import encode
-from lucavirus.config import Run, Settings
+from lucavirus.config import Run, Settings, Tokenize
 from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
+from lucavirus.rows import cut_windows
 from lucavirus.shards import Shard, map_arrays, read_index
 from lucavirus.splits import make_datasets
 from lucavirus.tasks import SUPERVISED
-from lucavirus.tokenization import tokenize_source, windows
+from lucavirus.tokenization import tokenize_source
 from lucavirus.vocabularies import build_vocabularies
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -43,11 +46,24 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
     return write
 
 
+def windows(lengths: list[int], size: int | None, overlap: int) -> list[tuple[int, int, int, int, bool]]:
+    cuts = cut_windows(np.array(lengths), size, overlap)
+    columns = (cuts.sequence, cuts.number, cuts.start, cuts.end, cuts.cut)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
 def test_windows() -> None:
-    assert list(windows(10, None, 0)) == list(windows(10, 10, 0)) == [(0, 10)]
-    assert list(windows(10, 4, 0)) == [(0, 4), (4, 8), (8, 10)]
-    assert list(windows(10, 4, 1)) == [(0, 4), (3, 7), (6, 10)]
-    assert list(windows(8, 4, 0)) == [(0, 4), (4, 8)]
+    assert windows([10], None, 0) == windows([10], 10, 0) == [(0, 0, 0, 10, False)]
+    assert windows([10], 4, 0) == [(0, 0, 0, 4, True), (0, 1, 4, 8, True), (0, 2, 8, 10, True)]
+    assert windows([10], 4, 1) == [(0, 0, 0, 4, True), (0, 1, 3, 7, True), (0, 2, 6, 10, True)]
+    assert windows([8], 4, 0) == [(0, 0, 0, 4, True), (0, 1, 4, 8, True)]
+    assert windows([2, 5, 4], 4, 1) == [
+        (0, 0, 0, 2, False),
+        (1, 0, 0, 4, True),
+        (1, 1, 3, 5, True),
+        (2, 0, 0, 4, False),
+    ]
+    assert windows([2, 5], None, 0) == [(0, 0, 0, 2, False), (1, 0, 0, 5, False)]
 
 
 def test_labels_follow_their_window(tmp_path: Path, write: Callable[[str, str], str]) -> None:
@@ -134,6 +150,38 @@ def test_ids_of_records_and_of_windows_are_compared(tmp_path: Path, write: Calla
     with pytest.raises(UserError, match=r"b.fa:3: the id x_0_0_5 was used before, at .*b.fa:1"):
         _tokenize(tmp_path, _settings(files=[like_a_window], kind="gene", window_size=5))
     assert not list((tmp_path / "shards").iterdir())
+
+
+def test_shards_do_not_depend_on_blocks(
+    tmp_path: Path, write: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [3, 400, 2, 900, 1, 77, 78, 79, 80, 81] * 3
+    text = "".join(f">s{n} x\n" + "\n".join(["ACGTN" * 8] * (size // 40)) + "\nAC\n" for n, size in enumerate(lengths))
+    labels = "seq_id\ttask\tstart\tend\tlabel\n" + "".join(f"s{n}\tgene_type\t0\t1\tCDS\n" for n in range(0, 30, 3))
+    source = {
+        "files": [write("a.fa", text)],
+        "kind": "gene",
+        "annotations": [write("l.tsv", labels)],
+        "window_size": 64,
+    }
+    made = []
+    for block, rows in ((1, 2), (50, 3), (1000, 4096)):
+        monkeypatch.setattr(blocks, "BLOCK", block)
+        monkeypatch.setattr("lucavirus.rows.AT_ONCE", rows)
+        _tokenize(tmp_path, _settings(**source))
+        made.append({path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()})
+    assert made[0] == made[1] == made[2]
+    shard = Shard(tmp_path / "shards/00000-000.h5")
+    assert [shard.name(n) for n in range(3)] == ["s0", "s1_0_0_64", "s1_1_64_128"]
+    assert sum(len(shard.labels(n, "gene_type")) for n in range(len(shard))) == 10
+
+
+def test_duplicates_are_found_across_units_and_batches(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    proteins = [f">p{n}\n{'MKVLAWGQ' * 30}\n" for n in range(9000)]
+    file = write("p.fa", "".join([*proteins, ">p123 once more\nMKV\n"]))
+    settings = _settings(files=[file], kind="prot").model_copy(update={"tokenize": Tokenize(unit_mb=1)})
+    with pytest.raises(UserError, match=rf"p.fa:{2 * 9000 + 1}: the id p123 was used before, at .*p.fa:247\n"):
+        _tokenize(tmp_path, settings)
 
 
 def test_a_data_set_is_known_by_what_it_holds(tmp_path: Path, write: Callable[[str, str], str]) -> None:

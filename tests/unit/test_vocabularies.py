@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from lucavirus.batches import Record
+from lucavirus.blocks import Unit
 from lucavirus.config import Settings, Source
 from lucavirus.config_load import load_settings
 from lucavirus.errors import UserError
-from lucavirus.records import Record, Unit, read_csv, read_fasta
+from lucavirus.fasta import read_fasta
+from lucavirus.records import read_csv
 from lucavirus.tasks import SUPERVISED
 from lucavirus.vocabularies import SourceLabels, Summary, build_vocabularies, read_vocabulary
 
@@ -234,14 +237,18 @@ def source_labels(settings: Settings, name: str, vocabularies: Any = None) -> tu
 def test_labels_of_a_fasta_become_class_ids(case: Case) -> None:
     settings = case()
     source, labels = source_labels(settings, "g")
-    genes = {record.id: labels.of(record, 10) for record in read_fasta(Unit(source.files[0]), "gene")}
+    genes = {
+        record.id: labels.of(record, 10) for batch in read_fasta(Unit(source.files[0]), "gene") for record in batch
+    }
     assert genes == {
         "g1": {"gene_type": [(1, 3, 2), (0, 0, 1)], "gene_taxonomy": [(0,)]},
         "g2": {"gene_type": [(0, 3, 0)]},
     }
     assert labels.left_out[settings.sources[0].annotations[0]] == Counter({"region": 1})
     source, labels = source_labels(settings, "p")
-    proteins = {record.id: labels.of(record, 8) for record in read_fasta(Unit(source.files[0]), "prot")}
+    proteins = {
+        record.id: labels.of(record, 8) for batch in read_fasta(Unit(source.files[0]), "prot") for record in batch
+    }
     assert proteins == {
         # The file's order, in which later spans overwrite earlier ones; a keyword given twice counts once.
         "p1": {
@@ -331,8 +338,8 @@ def test_real_sources(tmp_path: Path) -> None:
     for source in settings.sources:
         assert source.kind
         labels = SourceLabels(source, vocabularies, {})
-        for record in read_fasta(Unit(source.files[0]), source.kind):
-            assert len(labels.of(record, len(record.sequence))[f"{source.kind}_taxonomy"]) == 1
+        for record in (record for batch in read_fasta(Unit(source.files[0]), source.kind) for record in batch):
+            assert len(labels.of(record, len(record.tokens))[f"{source.kind}_taxonomy"]) == 1
 
 
 def test_real_openvirus_labels_fit_their_vocabularies() -> None:
@@ -345,7 +352,7 @@ def test_real_openvirus_labels_fit_their_vocabularies() -> None:
     assert {task: len(names) for task, names in vocabularies.items()} == counts
     file = str(folder / "part_00.csv.gz")
     labels = SourceLabels(Source(name="c", files=(file,)), vocabularies, {})
-    found = [labels.of(record, len(record.sequence)) for record in read_csv(Unit(file))]
+    found = [labels.of(record, len(record.tokens)) for record in read_csv(Unit(file))]
     assert len(found) == 1500 and sum("prot_keyword" in row for row in found) > 500
 
 

@@ -1,0 +1,198 @@
+"""Input files in large blocks: plain ones by byte ranges, compressed ones unpacked ahead; where a mistake stands."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lucavirus.errors import UserError
+
+BLOCK = 1 << 20  # bytes read at once: what is made of them stays in the cache
+OVERRUN = 1 << 16  # bytes read at once behind a range, where only the rest of a record is wanted
+# Compressed bytes read at once, and bytes unpacked at once: the thread that does it may have to wait for the
+# interpreter's lock after each.
+PACKED, UNPACKED = 1 << 20, 4 << 20
+AHEAD = 3  # of these are unpacked ahead
+GZIP = 31  # zlib's window bits for gzip with header and checksum
+BOM = b"\xef\xbb\xbf"
+
+Stream = BufferedReader | gzip.GzipFile
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit of work: the records of `file` that begin in the bytes [start, end); 0, 0 means the whole file."""
+
+    file: str
+    start: int = 0
+    end: int = 0
+
+    @property
+    def stop(self) -> int:
+        """`end`, or a number above all where the unit is the whole file."""
+        return self.end or sys.maxsize
+
+
+def plan_units(files: Iterable[str], unit_bytes: int) -> list[Unit]:
+    """Divide files, by their sizes alone, into ranges of `unit_bytes`; a compressed or empty file is one unit."""
+    units = []
+    for file in files:
+        size = os.path.getsize(file)
+        if file.endswith(".gz") or size == 0:
+            units.append(Unit(file))
+        else:
+            units += [Unit(file, start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
+    return units
+
+
+@contextmanager
+def reading(file: str) -> Iterator[Stream]:
+    """Open a plain or .gz file for reading bytes; a failure in reading becomes a UserError."""
+    with _failures_told(file), gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+        yield stream
+
+
+def read_blocks(file: str, start: int, stop: int, *, lines: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield blocks of a file, from byte `start` on, with their offsets; a byte order mark is left out.
+
+    With `lines` a block ends at a line end; else a block may end within a line, but not within one that begins with
+    '>'. Reading goes on behind `stop`, in small steps. A compressed file is read from its beginning, whatever `start`.
+    """
+    with _failures_told(file), open(file, "rb") as stream:
+        if file.endswith(".gz"):
+            chunks = read_ahead(_gathered(_unpacked(stream)))
+            first = next(chunks, b"")
+            start = len(BOM) if first.startswith(BOM) else 0
+            chunks = itertools.chain([first[start:]], chunks)
+        else:
+            start = max(start, len(BOM)) if stream.read(len(BOM)) == BOM else start
+            chunks = _chunks(stream, start, stop)
+        yield from _whole_lines(chunks, start, lines=lines)
+
+
+def read_ahead(items: Iterator[bytes]) -> Iterator[bytes]:
+    """The same items, some of them made in advance by a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = deque(pool.submit(next, items, None) for _ in range(AHEAD))
+        while (item := ahead.popleft().result()) is not None:
+            ahead.append(pool.submit(next, items, None))
+            yield item
+
+
+def check_text(file: str, offset: int, block: bytes, blanks: NDArray[np.int64] | None = None) -> None:
+    """Refuse control characters other than tab, line ends and form feeds (9 to 13).
+
+    `blanks` are the positions of all bytes up to 32 in the block, where they are known.
+    """
+    codes = np.frombuffer(block, dtype=np.uint8)
+    blanks = find_blanks(block) if blanks is None else blanks
+    low = codes[blanks]
+    junk = blanks[(low < 9) | ((low > 13) & (low < 32))]
+    if len(junk):
+        hint = "expected plain text (UTF-8); a gzip file must be named .gz, other packings must be unpacked first"
+        raise mistake(file, offset + int(junk[0]), "is not text", hint)
+
+
+def find_blanks(block: bytes) -> NDArray[np.int64]:
+    """Positions of blanks and control characters, int64."""
+    return np.flatnonzero(np.frombuffer(block, dtype=np.uint8) <= 32)
+
+
+def decoded(file: str, offset: int, line: bytes) -> str:
+    """The text of a line at `offset`; raises UserError where it is not UTF-8."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        hint = "save the file as UTF-8, for example with `iconv -f latin1 -t utf-8`"
+        raise mistake(file, offset, "the line is not valid UTF-8", hint) from None
+
+
+def mistake(file: str, offset: int, what: str, hint: str) -> UserError:
+    """The error about a byte of the uncompressed file."""
+    return UserError(what, where=line_of(file, offset), hint=hint)
+
+
+def line_of(file: str, offset: int) -> str:
+    """`file:line` of a byte of the uncompressed file; counts the lines before it, so ask only to report a mistake."""
+    line, left = 1, offset
+    with reading(file) as stream:
+        while left > 0 and (block := stream.read(min(left, BLOCK))):
+            line, left = line + block.count(b"\n"), left - len(block)
+    return f"{file}:{line}"
+
+
+@contextmanager
+def _failures_told(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        hint = "check its path and rights; a .gz that is cut short or damaged must be copied again (`gzip -t` tells)"
+        raise UserError(f"cannot be read ({error})", where=file, hint=hint) from None
+
+
+def _chunks(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    stream.seek(start)
+    while chunk := stream.read(min(BLOCK, stop - start if start < stop else OVERRUN)):
+        yield chunk
+        start += len(chunk)
+
+
+def _unpacked(stream: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a gzip file, its members one after the other; zlib works without the interpreter's lock."""
+    packed = stream.read(PACKED)
+    while packed:
+        member = zlib.decompressobj(GZIP)
+        while not member.eof:
+            unpacked = member.decompress(packed, UNPACKED)
+            if unpacked:
+                yield unpacked
+            elif not packed:
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            packed = member.unconsumed_tail or (b"" if member.eof else stream.read(PACKED))
+        packed = member.unused_data.lstrip(b"\0")
+        while not packed and (more := stream.read(PACKED)):
+            packed = more.lstrip(b"\0")  # padding behind a member
+
+
+def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Chunks of at least BLOCK bytes (and a byte order mark): bgzip makes members of 64 kB."""
+    parts, size = list[bytes](), 0
+    for chunk in chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if size >= max(BLOCK, len(BOM)):
+            yield b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
+
+
+def _whole_lines(chunks: Iterable[bytes], offset: int, *, lines: bool) -> Iterator[tuple[int, bytes]]:
+    held: list[bytes] = []  # the beginning of a line that is to stay whole
+    for chunk in chunks:
+        end = chunk.rfind(b"\n") + 1
+        if held and not end:
+            held.append(chunk)
+            continue
+        if not lines and chunk[end : end + 1] != b">":
+            end = len(chunk)
+        block = b"".join([*held, chunk[:end]])
+        held = [chunk[end:]] if end < len(chunk) else []
+        if block:
+            yield offset, block
+            offset += len(block)
+    if held:
+        yield offset, b"".join(held)

@@ -1,0 +1,222 @@
+"""Read FASTA files block by block into batches of tokenized sequences; no work is done per line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lucavirus import alphabet
+from lucavirus.batches import Batch, bounds_of
+from lucavirus.blocks import Unit, check_text, decoded, find_blanks, mistake, read_blocks
+from lucavirus.errors import UserError
+from lucavirus.tasks import MOLECULES, Molecule
+
+KIND_SAMPLE = 10_000  # bytes of sequences by which the kind of a FASTA is judged
+
+_NEWLINE, _HEADER = b"\n>"
+
+
+def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
+    """Yield the records whose '>' lies in the unit, in order; the last one is read to its end, past the range.
+
+    Raises UserError on a file or record that is broken, and where the first letters are those of the other molecule.
+    """
+    rest, sample = _Rest(), _Sample(unit.file, molecule)
+    for page in _pages(unit):
+        raw = b"".join(page.pieces(rest))
+        if not raw.isascii() or b">" in raw:
+            raise _bad_residue(page, rest)
+        sample.add(raw, [*rest.offsets, *page.offsets][0])
+        batch = rest.go_on(page, molecule, alphabet.encode(molecule, raw))
+        if batch:
+            yield batch
+    sample.judge()
+    if rest.ids:
+        yield rest.finish(unit.file, molecule)
+
+
+def scan_ids(file: str) -> Iterator[str]:
+    """Yield only the ids of a FASTA, in order; sequences are not looked at."""
+    for page in _pages(Unit(file), lenient=True):
+        for name in page.ids:
+            yield name.decode()
+
+
+@dataclass(slots=True)
+class _Page:
+    """A block of a FASTA: the records whose headers stand in it, and what comes before the first of them.
+
+    `texts` int64 (2, n + 1) are first and last byte (exclusive) of the sequence text before the first header and of
+    that behind each, `residues` (n + 1,) the bytes in them that are not blank.
+    """
+
+    file: str
+    offset: int
+    block: bytes
+    ids: list[bytes]
+    offsets: list[int]
+    texts: NDArray[np.int64]
+    residues: NDArray[np.int64]
+
+    def pieces(self, rest: _Rest) -> list[bytes]:
+        """The sequence texts; that before the first header where it goes on with a record."""
+        first, last = self.texts[:, 0 if rest.ids else 1 :].tolist()
+        return [self.block[start:end] for start, end in zip(first, last, strict=True)]
+
+
+@dataclass(slots=True)
+class _Rest:
+    """The record that was last begun and may go on in the next block, its tokens so far; at first none."""
+
+    ids: list[bytes] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+
+    def go_on(self, page: _Page, molecule: Molecule, tokens: bytes) -> Batch | None:
+        """Add the next block's tokens; returns the records that are known to be whole, all but the last."""
+        bounds = bounds_of(page.residues[0 if self.ids else 1 :])
+        ids, offsets = self.ids + page.ids, self.offsets + page.offsets
+        if len(ids) == 1:
+            self.ids, self.offsets = ids, offsets
+            self.parts.append(tokens)
+            return None
+        end = int(bounds[-2])
+        begun = sum(map(len, self.parts))
+        bounds[1:] += begun
+        whole = _batch(
+            page.file, molecule, ids[:-1], offsets[:-1], [*self.parts, memoryview(tokens)[:end]], bounds[:-1]
+        )
+        self.ids, self.offsets, self.parts = ids[-1:], offsets[-1:], [tokens[end:]]
+        return whole
+
+    def finish(self, file: str, molecule: Molecule) -> Batch:
+        """The last record of a unit."""
+        parts, self.parts = self.parts, []
+        return _batch(file, molecule, self.ids, self.offsets, parts, bounds_of([sum(map(len, parts))]))
+
+
+class _Sample:
+    """The first residues of a unit, by which it is judged whether the source names the right molecule."""
+
+    def __init__(self, file: str, molecule: Molecule) -> None:
+        self.file, self.molecule = file, molecule
+        self.raw, self.offset, self.open = b"", -1, True
+
+    def add(self, raw: bytes, offset: int) -> None:
+        """Take the next sequence text, until it is enough; `offset` of its first record."""
+        if self.open:
+            self.offset = offset if self.offset < 0 else self.offset
+            self.raw += raw[:KIND_SAMPLE]
+            if len(self.raw) >= KIND_SAMPLE:
+                self.judge()
+
+    def judge(self) -> None:
+        """Raise UserError where the letters are those of the other molecule."""
+        if self.open and alphabet.mistaken(self.molecule, self.raw):
+            other, letters = ("prot", "amino acids") if self.molecule == "gene" else ("gene", "bases")
+            hint = f"write `kind: {other}` for the source of this file, or give it the right file"
+            what = f"the source says `kind: {self.molecule}`, but the letters are {letters}"
+            raise mistake(self.file, self.offset, what, hint)
+        self.open = False
+
+
+def _batch(
+    file: str,
+    molecule: Molecule,
+    ids: list[bytes],
+    offsets: list[int],
+    parts: Iterable[bytes | memoryview],
+    bounds: NDArray[np.int64],
+) -> Batch:
+    empty = np.flatnonzero(bounds[1:] == bounds[:-1])
+    if len(empty):
+        what = f"the sequence {ids[empty[0]].decode()} has no residues"
+        raise mistake(file, offsets[empty[0]], what, "remove it, or give it its residues")
+    molecules = np.full(len(ids), MOLECULES.index(molecule), np.uint8)
+    return Batch(file, ids, molecules, b"".join(parts), bounds, offsets)
+
+
+def _pages(unit: Unit, *, lenient: bool = False) -> Iterator[_Page]:
+    """The blocks of a unit from its first header on, to the last byte of its last record.
+
+    Raises UserError for a file without any record or with text before the first one, unless `lenient`.
+    """
+    begun, fresh = False, True
+    strict = unit.start == 0 and not lenient
+    # From the byte before: a header is one behind a line end.
+    for offset, block in read_blocks(unit.file, max(unit.start - 1, 0), unit.stop, lines=False):
+        page = _page(unit, offset, block, fresh=fresh)
+        end = int(page.texts[1, -1])
+        fresh = block.endswith(b"\n")
+        if strict and not begun:
+            _check_beginning(page)
+        begun = begun or bool(page.ids)
+        if begun:
+            yield page
+        if end < len(block) or (offset + end >= unit.stop and not begun and not strict):
+            return
+    if strict and not begun:
+        raise UserError(
+            "is empty: there is no sequence in it", where=unit.file, hint="take it out of `files` or fill it"
+        )
+
+
+def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
+    """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the unit."""
+    blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
+    check_text(unit.file, offset, block, blanks)
+    newlines = blanks[codes[blanks] == _NEWLINE]
+    breaks = np.concatenate([[-1] if fresh else np.empty(0, np.int64), newlines, [len(block)]])
+    starts = breaks[:-1] + 1
+    starts = starts[: np.searchsorted(starts, len(block))]
+    lines = np.flatnonzero(codes[starts] == _HEADER)
+    first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
+    stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
+    lines = lines[first:behind]
+    heads, ends = starts[lines], breaks[lines + 1]
+    texts = np.stack([np.concatenate([[0], ends + 1]), np.concatenate([heads, [stop]])])
+    texts[0] = np.minimum(texts[0], stop)
+    before = np.searchsorted(blanks, texts)
+    residues = texts[1] - texts[0] - (before[1] - before[0])
+    name_ends = np.append(blanks, len(block))[np.searchsorted(blanks, heads)]
+    ids = _ids(unit.file, offset, block, heads.tolist(), name_ends.tolist(), ends.tolist())
+    return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
+
+
+def _ids(file: str, offset: int, block: bytes, heads: list[int], name_ends: list[int], ends: list[int]) -> list[bytes]:
+    """The first word of each header."""
+    ids = [block[head + 1 : end] for head, end in zip(heads, name_ends, strict=True)]
+    if all(ids) and block.isascii():
+        return ids
+    return [_first_word(file, offset + head, block[head + 1 : end]) for head, end in zip(heads, ends, strict=True)]
+
+
+def _first_word(file: str, offset: int, header: bytes) -> bytes:
+    if not (words := decoded(file, offset, header) and header.split(None, 1)):
+        raise mistake(file, offset, "a header without an id", "give the sequence an id: the first word after '>'")
+    return words[0]
+
+
+def _check_beginning(page: _Page) -> None:
+    """Refuse text before the first header."""
+    text = page.block[: page.texts[1, 0]]
+    if text.strip():
+        hint = "a FASTA begins with a header line: '>', directly followed by the id; or is it another format?"
+        at = page.offset + len(text) - len(text.lstrip())
+        raise mistake(page.file, at, "text before the first header line", hint)
+
+
+def _bad_residue(page: _Page, rest: _Rest) -> UserError:
+    """The error about the first sequence text of a page with a '>' or a character that is not ASCII in it."""
+    starts = page.texts[0, 0 if rest.ids else 1 :].tolist()
+    places = zip(page.pieces(rest), rest.ids + page.ids, rest.offsets + page.offsets, starts, strict=True)
+    piece, name, offset, start = next(place for place in places if b">" in place[0] or not place[0].isascii())
+    if b">" in piece:
+        hint = "start a new line before '>'; files put together with `cat` need a line end at the end of each"
+        at = page.offset + start + piece.index(b">")
+        return mistake(page.file, at, f"a '>' within the sequence {name.decode()}", hint)
+    hint = "residues are plain letters; look for accents, typographic dashes or blanks"
+    return mistake(page.file, offset, f"the sequence {name.decode()} has a character that is not ASCII", hint)
