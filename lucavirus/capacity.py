@@ -10,13 +10,14 @@ import torch
 
 from lucavirus import alphabet
 from lucavirus.config import Run
-from lucavirus.model import count_parameters
+from lucavirus.model import Architecture, count_parameters
 from lucavirus.packing import Pack, Sample, fill, make_pack
 from lucavirus.tasks import MOLECULES, TASKS
 from lucavirus.update import Updater
 
-# A pack on a CPU is one long gene, or as much: larger ones are no faster, and need more memory.
-_CPU_PACK = 2048
+# Activations of a pack on a CPU, bytes: larger packs are no faster there. A longer sequence is a pack of its own.
+_CPU_ACTIVATIONS = 64e6
+_CPU_SMALLEST, _CPU_LARGEST = 1024, 4096
 # Without gradients a GPU has room for many more; larger packs are no faster.
 _GPU_EVALUATION_PACK = 16384
 _STEP = 1024
@@ -28,11 +29,17 @@ _MARGIN = 0.9
 _ACTIVATIONS = 17
 
 
-def evaluation_capacity(run: Run, device: torch.device) -> int:
+def evaluation_capacity(architecture: Architecture, run: Run, device: torch.device) -> int:
     """Tokens a pack where no gradient is wanted; on a CPU those of training too."""
     if run.max_tokens_per_pack != "auto":
         return run.max_tokens_per_pack
-    return max(run.model.max_length, _CPU_PACK if device.type == "cpu" else _GPU_EVALUATION_PACK)
+    return cpu_capacity(architecture) if device.type == "cpu" else max(run.model.max_length, _GPU_EVALUATION_PACK)
+
+
+def cpu_capacity(architecture: Architecture) -> int:
+    """Tokens a pack on a CPU, for a model of some size."""
+    bytes_a_token = 4 * _ACTIVATIONS * architecture.layers * architecture.hidden_size
+    return max(_CPU_SMALLEST, min(_CPU_LARGEST, int(_CPU_ACTIVATIONS / bytes_a_token) // 32 * 32))
 
 
 def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
@@ -42,7 +49,7 @@ def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
         return run.max_tokens_per_pack
     longest = run.model.max_length
     if ranks.device.type == "cpu":
-        return max(longest, _CPU_PACK)
+        return cpu_capacity(updater.model.architecture)
     if updater.compute.parallel == "fsdp":  # a rank that runs out of memory would leave the others waiting
         return max(longest, ranks.least(_estimate(updater)))
 
@@ -108,4 +115,4 @@ def dearest_pack(tokens: int, run: Run, classes: dict[str, int]) -> Pack:
         Sample(n, MOLECULES.index(molecule), random.choice(alphabet.letters(molecule), size - 2), labels)
         for n, size in enumerate(sizes)
     ]
-    return fill(make_pack(samples, run, classes, epoch=0), tokens)
+    return fill(make_pack(samples, run, classes, epoch=0), tokens, tokens)

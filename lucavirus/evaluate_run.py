@@ -65,7 +65,7 @@ def _evaluate(model: LucaVirus, run: Run, data: Path, split: str, ranks: Ranks) 
     dataset = Dataset(data, run.molecules, split, run.model.max_length, tasks)
     if not len(dataset):
         return None
-    compute = make_compute(run, ranks.device).with_capacity(evaluation_capacity(run, ranks.device))
+    compute = make_compute(run, ranks.device).with_capacity(evaluation_capacity(model.architecture, run, ranks.device))
     with tqdm(desc=split, unit="pack", file=sys.stderr, mininterval=1.0, ncols=110, disable=not ranks.first) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pandas.util import hash_array
 
 from lucavirus.counters import U64, key, mix
 
 
 def text_hashes(texts: Sequence[bytes]) -> U64:
     """Hash each text (SipHash): uint64 (N,)."""
+    from pandas.util import hash_array  # here: a training never hashes, and pandas takes 30 MB a process
+
     if not texts:
         return np.empty(0, np.uint64)
     return hash_array(np.array(texts, dtype=object), categorize=False)

@@ -31,9 +31,10 @@ TORCHRUN = (
     "--shutdown-timeout=120",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Threads that wait for each other soon sleep: to spin for milliseconds, OpenMP's default, slows a training many times
-# over when anything else runs on its cores (docs/benchmarks.md).
-SPINS = "1000"
+# Set unless the user does (docs/benchmarks.md). Threads that wait for each other soon sleep: to spin for milliseconds,
+# OpenMP's default, slows a training many times over when anything else runs on its cores. Large tensors are mapped, on
+# huge pages where there are: in the heap of malloc their holes add up to half as much memory again.
+TUNING = {"GOMP_SPINCOUNT": "1000", "MALLOC_MMAP_THRESHOLD_": "1000000", "THP_MEM_ALLOC_ENABLE": "1"}
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 # What torchrun prints once a rank has failed or a signal has come: its own log lines, then a traceback and a table.
@@ -95,7 +96,7 @@ def environment(command: Sequence[str], errors: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "LUCAVIRUS_ERROR_FILE": str(errors),
         **dict.fromkeys(THREAD_VARIABLES, threads),
-        **({} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": SPINS}),
+        **{name: value for name, value in TUNING.items() if name not in os.environ},
     }
 
 

@@ -1,6 +1,7 @@
-"""Linear layers that use the whole width of the processor: fp32 products by oneDNN instead of MKL on CPUs.
+"""Linear layers that use the whole width of the processor, and keep less: fp32 products by oneDNN on CPUs.
 
 On processors that are not Intel's, MKL leaves AVX-512 unused; oneDNN reached 2.3 times its speed (docs/benchmarks.md).
+On other devices and in other precisions both functions are torch's own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_AVAILABLE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+AVAILABLE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class Linear(nn.Linear):
@@ -19,10 +20,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (M, in) to (M, out)."""
-        half = torch.is_autocast_enabled(x.device.type)
-        if _AVAILABLE and x.device.type == "cpu" and x.dtype == torch.float32 and not half and len(x):
+        if _is_ours(x):
             return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
         return F.linear(x, self.weight, self.bias)
+
+    def after_gelu(self, x: Tensor) -> Tensor:
+        """The layer on gelu(x), `x` (M, in) to (M, out); gelu(x) is made anew for the gradient, not kept."""
+        if _is_ours(x):
+            return _ProductOfGelu.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
+        return F.linear(F.gelu(x), self.weight, self.bias)
+
+
+def _is_ours(x: Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return AVAILABLE and plain and len(x) > 0
 
 
 class _Product(torch.autograd.Function):
@@ -39,6 +50,23 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         return of_x, _product(gradient.t(), x.t()), gradient.sum(0)
+
+
+class _ProductOfGelu(torch.autograd.Function):
+    """gelu(x) W^T + b, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        of_weight = _product(gradient.t(), F.gelu(x).t())
+        of_x = torch.ops.aten.gelu_backward(_product(gradient, weight.t()), x)
+        return of_x, of_weight, gradient.sum(0)
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -55,7 +55,8 @@ class Batches(TorchDataset[list[Pack]]):
 
 def read_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], epoch: int, capacity: int) -> Pack:
     """Read samples and make one pack of them, of one of few shapes."""
-    return fill(make_pack([dataset.sample(int(index)) for index in samples], run, classes, epoch), capacity)
+    made = make_pack([dataset.sample(int(index)) for index in samples], run, classes, epoch)
+    return fill(made, capacity, max(capacity, run.model.max_length))
 
 
 def updates(batches: Batches, first: int, last: int, device: torch.device) -> Iterator[list[Pack]]:

@@ -107,7 +107,7 @@ class Layer(nn.Module):
     def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         """Attention and feed-forward, each behind its LayerNorm and added to its input; (T, C) to (T, C)."""
         x_TC = x_TC + self.self_attn(self.pre_layer_norm(x_TC), rotary, layout)
-        return x_TC + self.fc2(F.gelu(self.fc1(self.post_layer_norm(x_TC))))  # type: ignore[no-any-return]
+        return x_TC + self.fc2.after_gelu(self.fc1(self.post_layer_norm(x_TC)))
 
 
 class LMHead(nn.Module):
@@ -195,7 +195,9 @@ class LucaVirus(nn.Module):
         if TASKS[task].level == "token":
             return self.lm_head(x_MC)  # type: ignore[no-any-return]
         number = self._head_number[task]
-        return self.classifier_list[number](F.gelu(self.hidden_layer_list[number](x_MC)))  # type: ignore[no-any-return]
+        classifier = self.classifier_list[number]
+        assert isinstance(classifier, Linear)
+        return classifier.after_gelu(self.hidden_layer_list[number](x_MC))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -140,14 +140,15 @@ def make_pack(samples: Sequence[Sample], run: Run, classes: dict[str, int], epoc
     )  # fmt: skip
 
 
-def fill(pack: Pack, capacity: int, at_least: int = 0) -> Pack:
+def fill(pack: Pack, capacity: int, most: int, at_least: int = 0) -> Pack:
     """Bring a pack to one of few shapes, so that compiled code and memory are used again.
 
-    Its tokens become a multiple of `step_of_fill`, or the capacity; what is added is one more sequence of [PAD] without
-    labels; label rows and `cu_seqlens` are rounded up too. No loss or gradient changes.
+    Its tokens become a multiple of `step_of_fill`, or `most`, the tokens of the largest pack there can be; what is
+    added is one more sequence of [PAD] without labels. Label rows and `cu_seqlens` are rounded up too. No loss or
+    gradient changes.
     """
     tokens = len(pack.tokens)
-    added = max(0, min(capacity, _round_up(max(tokens, at_least), step_of_fill(capacity))) - tokens)
+    added = max(0, min(most, _round_up(max(tokens, at_least), step_of_fill(capacity))) - tokens)
     offsets = [*pack.offsets, tokens + added] if added else pack.offsets
     cu_seqlens = np.full(_round_up(len(offsets), _SEQUENCES), offsets[-1], np.int32)
     cu_seqlens[: len(offsets)] = offsets
@@ -161,7 +162,7 @@ def fill(pack: Pack, capacity: int, at_least: int = 0) -> Pack:
 def empty_pack() -> Pack:
     """A pack without any sequence, for a rank that must take part in a computation and has none."""
     nothing = torch.zeros(0, dtype=torch.int64)
-    return fill(Pack(nothing, nothing, nothing, nothing, [0], [], {}), _FEWEST_TOKENS, at_least=1)
+    return fill(Pack(nothing, nothing, nothing, nothing, [0], [], {}), 1, _FEWEST_TOKENS, at_least=1)
 
 
 def step_of_fill(capacity: int) -> int:

@@ -95,20 +95,20 @@ def share(costs: NDArray[np.float64], ranks: int) -> list[Indices]:
 def pack(lengths: NDArray[np.integer], capacity: int) -> list[Indices]:
     """Group sequences into packs of at most `capacity` tokens: the longest first, each into the fullest pack it fits.
 
-    Within a pack the longest sequence comes first, so that neighbours are of like length.
+    A sequence longer than that has a pack of its own. Within a pack the longest comes first, so that neighbours
+    are of like length.
     """
     packs: list[list[int]] = []
     room: list[int] = []
     for sample in np.argsort(-lengths, kind="stable"):
         length = int(lengths[sample])
-        assert length <= capacity, "a sequence is longer than a pack"
         fitting = [n for n, free in enumerate(room) if free >= length]
         if fitting:
             best = min(fitting, key=lambda n: (room[n], n))
         else:
             best = len(packs)
             packs.append([])
-            room.append(capacity)
+            room.append(max(capacity, length))
         packs[best].append(int(sample))
         room[best] -= length
     return [np.array(members, dtype=np.int64) for members in packs]

@@ -1,0 +1,189 @@
+"""Packs of few shapes, layers that keep less, compiled layers, and the largest pack that fits: nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
+
+from lucavirus import alphabet, linear
+from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits
+from lucavirus.compute import choose_parallel, make_compute
+from lucavirus.config import Model, Run
+from lucavirus.model import Architecture, LucaVirus
+from lucavirus.packing import IGNORED, Pack, Sample, empty_pack, fill, make_pack
+from lucavirus.state import PLACE
+from lucavirus.update import Updater
+from tests.tiny import ALONE
+
+CLASSES = {"gene_type": 3, "prot_site": 4, "prot_taxonomy": 2, "prot_keyword": 6}
+RUN = Run(
+    tasks=("gene_mask", "prot_mask", *CLASSES), gpus=1, gradient_accumulation_steps=4, max_grad_norm=1e9, device="cpu",
+    model=Model(hidden_size=32, num_attention_heads=4, max_length=400),
+)  # fmt: skip
+ARCHITECTURE = Architecture(32, 2, 4, 400, {task: (16, size) for task, size in CLASSES.items()})
+
+
+def _samples(count: int, longest: int = 398) -> list[Sample]:
+    rng = np.random.default_rng(3)
+    made = []
+    for index in range(count):
+        molecule = index % 2
+        length = int(rng.integers(1, longest))
+        span = np.array([[0, length // 2, index % 3]], np.int32)
+        labels: dict[str, Any] = {"gene_type": span} if molecule == 0 else {"prot_site": span}
+        if molecule:
+            labels |= {"prot_keyword": np.array([[index % 6]], np.int32), "prot_taxonomy": np.array([[1]], np.int32)}
+        letters = alphabet.letters(("gene", "prot")[molecule])
+        made.append(Sample(index, molecule, rng.choice(letters, length).astype(np.uint8), labels))
+    return made
+
+
+def _packs(shapes: Any = lambda pack: pack) -> list[Pack]:
+    samples = _samples(12)
+    return [shapes(make_pack(samples[n : n + 4], RUN, CLASSES, 0)) for n in (0, 4, 8)]
+
+
+def _update(packs: list[Pack], run: Run = RUN, recomputation: bool = False) -> tuple[list[float], float, list[Any]]:
+    model = LucaVirus(ARCHITECTURE, seed=5)
+    model.recomputation = recomputation
+    updater = Updater(model, run, make_compute(run, torch.device("cpu")), 1000, ALONE)
+    statistics, norm = updater.step(1, packs, {})
+    return statistics, norm, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def _same(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], but: str = "") -> None:
+    for name, place in PLACE.items():
+        if name != but:
+            assert one[0][place] == pytest.approx(other[0][place], rel=1e-6), name
+    assert one[1] == pytest.approx(other[1], rel=1e-6)
+    for a, b in zip(one[2], other[2], strict=True):
+        assert torch.allclose(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_filling_changes_no_loss_and_no_gradient() -> None:
+    plain, filled = _packs(), _packs(lambda pack: fill(pack, 4096, 4096))
+    assert [len(pack.tokens) % 32 for pack in filled] == [0, 0, 0] != [len(pack.tokens) % 32 for pack in plain]
+    assert [list(pack.lengths) for pack in filled] == [list(pack.lengths) for pack in plain]
+    one, two = _update(plain), _update(filled)
+    _same(one, two, but="positions")
+    assert two[0][PLACE["positions"]] == sum(len(pack.tokens) for pack in filled) > one[0][PLACE["positions"]]
+    assert one[0][PLACE["tokens"]] == one[0][PLACE["positions"]]
+    assert one[0][PLACE["squares"]] == sum(int((pack.lengths**2).sum()) for pack in plain)
+
+
+def test_a_filled_pack_by_hand() -> None:
+    run = RUN.model_copy(update={"tasks": ("prot_keyword", "prot_site")})
+    sample = Sample(9, 1, np.array([10, 11, 12], np.uint8), {
+        "prot_keyword": np.array([[1]], np.int32), "prot_site": np.array([[0, 2, 1]], np.int32),
+    })  # fmt: skip
+    pack = fill(make_pack([sample], run, {"prot_keyword": 2, "prot_site": 3}, 0), 64, 64)
+    assert pack.tokens.tolist() == [alphabet.CLS, 10, 11, 12, alphabet.SEP] + [alphabet.PAD] * 27
+    assert pack.positions.tolist() == [*range(5), *range(27)] and pack.offsets == [0, 5, 32] and pack.samples == [9]
+    assert pack.cu_seqlens.tolist() == [0, 5] + [32] * 62 and pack.cu_seqlens.dtype == torch.int32
+    site, keyword = pack.labels["prot_site"], pack.labels["prot_keyword"]
+    assert site.positions.tolist() == [1, 2, 3, 0] and site.targets.tolist() == [1, 1, 1, IGNORED]
+    assert keyword.targets.tolist() == [[0, 1]] + [[IGNORED, IGNORED]] * 3 and keyword.counts.tolist() == [1]
+    # A full pack is left as it is, whatever the step.
+    assert len(fill(make_pack([sample], run, {}, 0), 5, 5).tokens) == 5
+
+
+def test_an_empty_pack_adds_nothing() -> None:
+    _same(_update(_packs()), _update([*_packs(), empty_pack()]), but="positions")
+
+
+def test_heads_in_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _update(_packs())
+    monkeypatch.setattr("lucavirus.compute._HEAD_ROWS", {"cpu": 7})
+    _same(whole, _update(_packs()))
+
+
+def test_recomputation_gives_the_same_gradients() -> None:
+    _same(_update(_packs()), _update(_packs(), recomputation=True))
+
+
+@pytest.mark.parametrize("layer", ["forward", "after_gelu"])
+def test_our_products_are_those_of_torch(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    ours = linear.Linear(24, 10)
+    theirs, x = copy.deepcopy(ours), torch.randn(17, 24)
+    results = []
+    for module, available in ((ours, True), (theirs, False)):
+        monkeypatch.setattr(linear, "AVAILABLE", available)
+        given = x.clone().requires_grad_()
+        out = getattr(module, layer)(given)
+        (out * torch.arange(10.0)).sum().backward()
+        results.append((out, given.grad, module.weight.grad, module.bias.grad))
+    if layer == "after_gelu":
+        assert torch.allclose(results[1][0], F.linear(F.gelu(x), ours.weight, ours.bias))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def _varlen_on_a_cpu(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int) -> torch.Tensor:
+    """The GPU kernel's contract (torch.nn.attention.varlen.varlen_attn), with a mask."""
+    assert cu_q.dtype == torch.int32 and max_q == max_k
+    owner = torch.bucketize(torch.arange(len(q)), cu_q[1:], right=True)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=owner[:, None] == owner[None, :])[0].transpose(0, 1)
+
+
+def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LucaVirus(ARCHITECTURE, seed=5)
+    compute = make_compute(RUN, torch.device("cpu")).with_capacity(4096)
+    packs = [fill(make_pack([sample], RUN, CLASSES, 0), 4096, 4096) for sample in _samples(8)]
+    packs += _packs(lambda pack: fill(pack, 4096, 4096))
+    assert len({len(pack.tokens) for pack in packs}) > 5
+    with torch.no_grad():
+        wanted = [compute.hidden(model, pack) for pack in packs]
+        monkeypatch.setattr("lucavirus.compute.has_varlen_kernel", lambda device, dtype: True)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_on_a_cpu)
+        counter = CompileCounter()
+        for layer in model.layers:
+            layer.compile(dynamic=True, backend=counter)
+        for pack, hidden in zip(packs, wanted, strict=True):
+            assert torch.allclose(compute.hidden(model, pack), hidden, atol=1e-5)
+    # Both layers are one code; a pack of another shape makes nothing new.
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("limit", [1023, 3074, 20_000, 65_536, 131_072])
+def test_the_largest_pack_that_fits_is_found(limit: int) -> None:
+    asked: list[int] = []
+
+    def fits(tokens: int) -> bool:
+        asked.append(tokens)
+        return tokens <= limit
+
+    found = largest_that_fits(fits, 3074, 131_072)
+    assert found == max(3074, int(limit // 1024 * 0.9) * 1024) and len(asked) <= 14 and len(set(asked)) == len(asked)
+
+
+def test_the_dearest_pack_has_every_label_at_every_position() -> None:
+    pack = dearest_pack(1000, RUN, CLASSES)
+    assert len(pack.tokens) == 1000 and pack.lengths.tolist() == [400, 400, 200]
+    assert int(pack.labels["prot_site"].counts.sum()) == 398 + 398 + 198
+    assert set(pack.labels) == {"prot_mask", "prot_site", "prot_taxonomy", "prot_keyword"}
+
+
+def test_rehearsal_leaves_no_trace() -> None:
+    model = LucaVirus(ARCHITECTURE, seed=5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    updater = Updater(model, RUN, make_compute(RUN, torch.device("cpu")), 1000, ALONE)
+    updater.rehearse(dearest_pack(1000, RUN, CLASSES))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    assert updater.step(1, _packs(), {}) == _update(_packs())[:2]
+
+
+def test_sizes_without_a_gpu() -> None:
+    assert cpu_capacity(ARCHITECTURE) == 4096 and cpu_capacity(Architecture(2560, 12, 20, 3074, {})) == 1024
+    assert evaluation_capacity(ARCHITECTURE, RUN.model_copy(update={"max_tokens_per_pack": 777}), ALONE.device) == 777
+    assert evaluation_capacity(ARCHITECTURE, RUN, torch.device("cuda")) == 16384
+    assert choose_parallel(RUN, LucaVirus(ARCHITECTURE), ALONE) == "ddp"
+    assert choose_parallel(RUN.model_copy(update={"parallel": "fsdp"}), LucaVirus(ARCHITECTURE), ALONE) == "fsdp"
