@@ -76,17 +76,17 @@ def _from_worker(batches: Batches, count: int) -> dict[str, float]:
     return {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": (first + tokens) / cpu}
 
 
-def measure_speed(data: Path, count: int, rounds: int) -> list[dict[str, Any]]:
-    """Tokens a second of `count` updates, the first ones of an epoch, for each capacity and number of ranks."""
-    found = []
+def measure_speed(data: Path, count: int, rounds: int) -> dict[str, Any]:
+    """Tokens a second of `count` updates, the first ones of a run, for each capacity and number of ranks."""
+    found = {}
     for ranks in RANKS:
         for capacity in CAPACITIES:
             batches = open_batches(data, capacity, ranks)
             _in_process(batches, count)  # reads all pages once
             ways = {"one_worker": _from_worker, "in_process": _in_process}
             passes = [{name: way(batches, count) for name, way in ways.items()} for _ in range(rounds)]
-            case: dict[str, Any] = {"capacity": capacity, "ranks": ranks, "updates": count}
-            found.append(case | {name: _medians([done[name] for done in passes]) for name in ways})
+            case = f"{ranks} ranks, packs of {capacity}"
+            found[case] = {name: _medians([done[name] for done in passes]) for name in ways}
     return found
 
 
