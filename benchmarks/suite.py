@@ -28,7 +28,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "tokenize_source": ("--megabases", "40", "--long-megabytes", "40", "--repeats", "1"),
     "batches": ("--updates", "20", "--rounds", "3", "--sequences", "200000"),
     "packing": ("--updates", "20"),
-    "step": ("--updates", "3", "--rounds", "3"),
+    "step": ("--heads", "0.1", "--precision", "fp32", "--updates", "1", "--rounds", "1"),
     "resume": ("--repeats", "3"),
     "save": ("--millions", "50", "--repeats", "3"),
 }

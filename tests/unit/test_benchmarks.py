@@ -31,7 +31,7 @@ def test_the_suite_writes_what_each_benchmark_printed(tmp_path: Path) -> None:
     assert written == results
     assert written["one"]["speed"] == [1, {"of": 2.5}]
     assert written["one"]["words"] == ["--small", "2"]
-    assert written["one"]["seconds"] > 0
+    assert isinstance(written["one"]["seconds"], float)
     assert set(written["machine"]) == {"cpu", "cores", "load", "torch", "date"}
     assert "speed 1 of" in table(results)
 
