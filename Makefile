@@ -1,6 +1,7 @@
 # make demo    the whole pipeline on made-up data, on the CPU, in minutes
 # make test    all checks and tests
 # make torture   kills trainings at random moments and compares what they end with (KILLS=200 SEED=1)
+# make bench   all benchmarks at a small size, into results/bench.json
 # make docs    what is generated from the settings: config/schema.json and the table in config/README.md
 # make clean   removes the demo's results, never those of another project
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$p" && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test torture docs clean
+.PHONY: demo test torture bench docs clean
 
 # The stamp is newer than the lock as long as the lock has not changed.
 .venv/installed: requirements.lock
@@ -39,6 +40,9 @@ KILLS ?= 200
 SEED ?= 1
 torture: .venv/installed
 	@$(BIN)/python -m tests.torture --kills $(KILLS) --seed $(SEED)
+
+bench: .venv/installed
+	@PYTHONPATH=. $(BIN)/python benchmarks/suite.py
 
 docs: .venv/installed
 	$(BIN)/python -m lucavirus.config_docs
