@@ -41,7 +41,7 @@ def filled_shape(tokens: int, sequences: int, capacity: int) -> tuple[int, int]:
     row = torch.zeros(tokens, dtype=torch.int64)
     offsets = [*range(sequences), tokens]
     boundaries = torch.tensor(offsets, dtype=torch.int32)
-    filled = fill(Pack(row, row, row, boundaries, offsets, list(range(sequences)), {}), capacity)
+    filled = fill(Pack(row, row, row, boundaries, offsets, list(range(sequences)), {}), capacity, max(capacity, 3074))
     return len(filled.tokens), len(filled.cu_seqlens)
 
 
