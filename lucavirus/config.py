@@ -28,7 +28,7 @@ OPERATIONAL = frozenset(
     {
         "loss_logging_steps", "logging_steps", "save_steps", "save_minutes", "keep_last", "keep_every",
         "non_finite", "max_skipped",
-        "device", "cpu_ranks", "worker_num", "max_tokens_per_pack",
+        "device", "nodes", "cpu_ranks", "worker_num", "max_tokens_per_pack",
     }
 )  # fmt: skip
 # What a finished run may be given more of; a new start goes on then.
@@ -207,7 +207,8 @@ class Run(Frozen):
     max_skipped: PositiveInt = _text(3, "with `non_finite: skip`: updates skipped in a row after which the run ends")
 
     device: Literal["auto", "cpu"] = _text("auto", "auto: GPUs when there are any; cpu: never")
-    cpu_ranks: PositiveInt = _text(1, "processes of a training without GPU")
+    nodes: PositiveInt = _text(1, "on a Slurm cluster: nodes of a training; each has gpus / nodes of its GPUs")
+    cpu_ranks: PositiveInt = _text(1, "processes of a training without GPU, on each node")
     worker_num: NonNegativeInt = _text(1, "data-loader processes a GPU; 0: batches are made in the training process")
     precision: Literal["auto", "fp32", "bf16"] = _text(
         "auto", "of the computation: auto is bf16 on a GPU, fp32 on a CPU"
@@ -251,6 +252,8 @@ class Run(Frozen):
                 yield "final_learning_rate must be below learning_rate"
         elif self.final_learning_rate is not None:
             yield "final_learning_rate has a meaning only with `max_steps: auto`"
+        if self.gpus % self.nodes:
+            yield f"nodes ({self.nodes}) must divide gpus ({self.gpus})"
         if isinstance(self.max_tokens_per_pack, int) and self.max_tokens_per_pack < self.model.max_length:
             yield "max_tokens_per_pack must be at least the model's max_length"
 

@@ -26,7 +26,7 @@ from lucavirus.weights import import_weights
 def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, out: Path) -> None:
     """Evaluate a run's published model on dev and test and write `out` (JSON) and the same as a table (.tsv)."""
     run = chosen_run(settings, name)
-    with joined(run.device) as ranks:
+    with joined(run.device, announce=True) as ranks:
         model = load_model(model_folder).to(ranks.device)
         splits = {split: _evaluate(model, run, data, split, ranks) for split in ("dev", "test")}
         if ranks.first:

@@ -17,7 +17,7 @@ from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import joined
-from lucavirus.errors import Preempted, UserError
+from lucavirus.errors import TIME_LIMIT, Preempted, UserError
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json
 from lucavirus.guard import StopRequest, only_owner
@@ -34,7 +34,10 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
-    with joined(chosen_run(settings, name).device) as ranks, only_owner(work) if ranks.first else nullcontext():
+    with (
+        joined(chosen_run(settings, name).device, announce=True) as ranks,
+        only_owner(work) if ranks.first else nullcontext(),
+    ):
         trainer = Trainer(start(settings, name, data, work, ranks))
         try:
             trainer.run_to_end()
@@ -85,7 +88,9 @@ class Trainer:
                     self._save(scheduled=False)
                 if wishes["stop"]:
                     self.checkpoints.finish()
-                    raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue")
+                    self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
+                    why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
+                    raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
 
     def _update(self, packs: Iterator[list[Any]]) -> dict[str, bool]:
         """One update, counted and logged; returns what any rank wishes: to stop, to save."""

@@ -145,31 +145,92 @@ def gpus_here() -> int:
     return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
-def default_resources() -> list[str]:
-    """Names of the resources that a profile gives to every rule."""
-    return list(workflow.resource_settings.default_resources or ())
+def default_resource(name: str):
+    """What the profile gives to every rule under this name; None without."""
+    given = workflow.resource_settings.default_resources or {}
+    return given[name].value if name in given else None
+
+
+def on_slurm() -> bool:
+    """True where jobs go to Slurm: profiles/slurm says how many nodes a job takes, in dry runs too."""
+    return default_resource("nodes") is not None
 
 
 def gpus_asked(wildcards) -> int:
-    """GPUs a job of the run asks for: the recipe's on a cluster, at most what is there on this machine."""
+    """GPUs a job of the run asks for on its node: the recipe's on a cluster, at most what is there on this machine."""
     run = SETTINGS.runs[wildcards.run]
     if run.device == "cpu":
         return 0
-    # In a dry run no executor is there to be asked; a profile of a cluster says how many nodes a job takes.
-    submits = workflow.non_local_exec or (workflow.dryrun and "nodes" in default_resources())
-    cluster = submits or workflow.exec_mode == ExecMode.REMOTE
+    if on_slurm():
+        return run.gpus // run.nodes
+    cluster = workflow.non_local_exec or workflow.exec_mode == ExecMode.REMOTE
     return run.gpus if cluster else min(run.gpus, gpus_here())
 
 
 def threads_asked(wildcards) -> int:
-    """Threads of a job of the run: a training process and its data loaders for each GPU."""
+    """Threads of a job of the run on its node: a training process and its data loaders for each GPU."""
     gpus = gpus_asked(wildcards)
     return gpus * (1 + SETTINGS.runs[wildcards.run].worker_num) if gpus else CPU_THREADS
 
 
+# Slurm's plugin gives `gpu` to sbatch as a number over all nodes, which Slurm may spread unevenly: there, GPUs are asked
+# for as `gres`, a number on each node. A resource that is None is none.
+
+
+def gpus_of_machine(wildcards):
+    """GPUs that a job of the run takes of this machine, or of another scheduler than Slurm."""
+    return None if on_slurm() else gpus_asked(wildcards)
+
+
+def gpus_of_node(wildcards):
+    """GPUs that a job of the run takes of each node, with the model that the profile wants: gpu:h100:8."""
+    words = ["gpu", default_resource("gpu_type"), gpus_asked(wildcards)]
+    return ":".join(str(word) for word in words if word) if on_slurm() and gpus_asked(wildcards) else None
+
+
+# With `mpi` a rule runs in the job itself, where its own srun starts a step on all nodes. Without, it runs in a step on
+# one node, in which no srun reaches the others and only the first process gets the signals: Snakemake.
+
+
+def mpi_of_training(wildcards):
+    """On Slurm, the start of a training's own steps."""
+    return "srun" if on_slurm() else None
+
+
+def nodes_of_training(wildcards) -> int:
+    """Nodes of a training."""
+    return SETTINGS.runs[wildcards.run].nodes if on_slurm() else 1
+
+
+def tasks_of_training(wildcards):
+    """Tasks that sbatch reserves on each node of a training; with `mpi` the plugin wants at least 2."""
+    run = SETTINGS.runs[wildcards.run]
+    return max(2, gpus_asked(wildcards) or run.cpu_ranks) if on_slurm() else None
+
+
+def cpus_of_task(wildcards) -> int:
+    """CPUs of each such task, so that together they are the training's."""
+    return -(-threads_asked(wildcards) // (tasks_of_training(wildcards) or 1))
+
+
 def ranks(wildcards, resources) -> int:
-    """Processes that torchrun starts: one a GPU of the job, without GPU as the run says."""
-    return resources.get("gpu", 0) or SETTINGS.runs[wildcards.run].cpu_ranks
+    """Processes on a node: one a GPU of the job, without GPU as the run says."""
+    gpus = gpus_asked(wildcards) if on_slurm() else resources.get("gpu", 0)
+    return gpus or SETTINGS.runs[wildcards.run].cpu_ranks
+
+
+def training_start(wildcards, resources) -> str:
+    """How a training's processes are started: by torchrun, on Slurm one a node.
+
+    After the first node has ended the others get a minute to end too: with all saved, none has anything left to do.
+    """
+    if not on_slurm():
+        return f"torchrun --standalone --nproc-per-node {ranks(wildcards, resources)}"
+    cpus = resources.tasks_per_node * resources.cpus_per_task
+    return (
+        f"srun --nodes={resources.nodes} --ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}"
+        f" --cpu-bind=none --export=ALL --wait=60 --unbuffered torchrun --nproc-per-node {ranks(wildcards, resources)}"
+    )
 
 
 # Targets that loops make.

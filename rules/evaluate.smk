@@ -21,7 +21,9 @@ rule evaluate:
         "../environment.yml"
     threads: threads_asked
     resources:
-        gpu=gpus_asked,
+        gpu=gpus_of_machine,
+        gres=gpus_of_node,
+        tasks_per_gpu=0,
         cpus_per_task=threads_asked,
         mem_mb=16000,
         runtime=240,
