@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Self
 
 from lucavirus import slurm
 from lucavirus.errors import UserError
@@ -93,11 +93,11 @@ class StopRequest:
         self.time_limit |= number == signal.SIGUSR1
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Iterator[Self]:
         """Listen to SIGTERM, SIGINT and SIGUSR1 for a while."""
         before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         try:
-            yield
+            yield self
         finally:
             for number, old in before.items():
                 signal.signal(number, old)

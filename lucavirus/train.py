@@ -35,10 +35,11 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
     with (
+        StopRequest().listening() as stop_request,  # from the start: a signal before the first update kills no rank
         joined(chosen_run(settings, name).device, announce=True) as ranks,
         only_owner(work) if ranks.first else nullcontext(),
     ):
-        trainer = Trainer(start(settings, name, data, work, ranks))
+        trainer = Trainer(start(settings, name, data, work, ranks), stop_request)
         try:
             trainer.run_to_end()
         finally:
@@ -52,12 +53,12 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 class Trainer:
     """One rank of a training."""
 
-    def __init__(self, started: Started) -> None:
+    def __init__(self, started: Started, stop_request: StopRequest) -> None:
         self.prepared, self.ranks, self.last_update = started.prepared, started.ranks, started.last_update
         self.run, self.plan = started.prepared.run, started.prepared.plan
         self.checkpoints, self.state, self.history = started.checkpoints, started.state, started.history
         self.model, self.compute, self.updater = started.model, started.compute, started.updater
-        self.stop_request = StopRequest()
+        self.stop_request = stop_request
         self._last_save = time.monotonic()
         self._window_start, self._data_seconds = time.perf_counter(), 0.0
 
@@ -76,21 +77,20 @@ class Trainer:
             self.ranks.rank, self.ranks.world_size,
         )  # fmt: skip
         self.history.start_bar(self.state.update, self.last_update)
-        with self.stop_request.listening():
-            self._boundary()
-            packs = updates(batches, self.state.update, self.last_update)
-            while not self.done:
-                wishes = self._update(packs)
-                # Who is asked to end has no time for an evaluation; the next start makes up for it.
-                if not wishes["stop"]:
-                    self._boundary()
-                if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
-                    self._save(scheduled=False)
-                if wishes["stop"]:
-                    self.checkpoints.finish()
-                    self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
-                    why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
-                    raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
+        self._boundary()
+        packs = updates(batches, self.state.update, self.last_update)
+        while not self.done:
+            wishes = self._update(packs)
+            # Who is asked to end has no time for an evaluation; the next start makes up for it.
+            if not wishes["stop"]:
+                self._boundary()
+            if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
+                self._save(scheduled=False)
+            if wishes["stop"]:
+                self.checkpoints.finish()
+                self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
+                why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
+                raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
 
     def _update(self, packs: Iterator[list[Any]]) -> dict[str, bool]:
         """One update, counted and logged; returns what any rank wishes: to stop, to save."""

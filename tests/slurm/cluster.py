@@ -162,8 +162,9 @@ class Cluster:
         devices = f"File={self.folder}/gpu[0-{GPUS - 1}]"
         (ETC / "gres.conf").write_text(f"AutoDetect=off\nNodeName=node[1-{NODES}] Name=gpu Type=h100 {devices}\n")
         values = {
-            "name": NAME, "port": PORT, "host": socket.gethostname().split(".")[0], "folder": self.folder, "tracking": _tracking(),
-            "nodes": NODES, "last_port": 26920 + NODES, "cpus": CPUS, "memory": MEMORY_MB, "gpus": GPUS,
+            "name": NAME, "port": PORT, "host": socket.gethostname().split(".")[0], "folder": self.folder,
+            "tracking": _tracking(), "nodes": NODES, "last_port": 26920 + NODES, "cpus": CPUS, "memory": MEMORY_MB,
+            "gpus": GPUS,
         }  # fmt: skip
         (ETC / "slurm.conf").write_text(CONFIGURATION.format(**values))
 

@@ -1,4 +1,4 @@
-"""The cluster for all tests of this folder, a tree whose data are ready, and a Snakemake that submits from a copy of it."""
+"""The cluster for all tests of this folder, a tree whose data are ready, and Snakemakes in copies of it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ OVERLAY: dict[str, Any] = {
     "split": {"dev": 0.05, "test": 0.6},
     "training": {
         "gpus": 4, "batch_size": 1, "gradient_accumulation_steps": 2, "max_epochs": 2, "max_steps": 200,
-        "warmup_steps": 20, "final_learning_rate": None, "learning_rate": 0.003, "loss_logging_steps": 4, "logging_steps": 8, "save_steps": 10,
-        "worker_num": 0, "device": "cpu", "cpu_ranks": 4,
+        "warmup_steps": 20, "final_learning_rate": None, "learning_rate": 0.003, "loss_logging_steps": 4,
+        "logging_steps": 8, "save_steps": 10, "save_minutes": None, "worker_num": 0, "device": "cpu", "cpu_ranks": 4,
     },
 }  # fmt: skip
 
@@ -82,6 +82,8 @@ class Demo:
         for rule in profile["set-resources"].values():
             rule |= {"mem_mb": 1000, "runtime": 10}
         profile["set-resources"]["tokenize_source"]["cpus_per_task"] = 3
+        # Slurm ends a job at its limit in whole minutes, and may warn up to a minute earlier than asked.
+        profile["set-resources"]["train"]["slurm_extra"] = "'--signal=USR1@60 --open-mode=append'"
         profile["set-resources"]["train"] |= train
         file.write_text(yaml.safe_dump(profile))
 
