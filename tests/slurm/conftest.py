@@ -48,13 +48,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield up
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str = "") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what or "it takes too long"
-        time.sleep(0.1)
-
-
 class Demo:
     """A tree from which Snakemake submits to the cluster."""
 
@@ -64,10 +57,9 @@ class Demo:
         self.configure()
         self.profile()
 
-    def configure(self, **training: Any) -> None:
-        """The configuration, with changed settings of the training."""
-        changed = {**OVERLAY, "training": {**OVERLAY["training"], **training}}
-        (self.folder / "tiny.yaml").write_text(yaml.safe_dump(changed))
+    def configure(self, **full: Any) -> None:
+        """The configuration, with changed settings of the run `full`."""
+        (self.folder / "tiny.yaml").write_text(yaml.safe_dump({**OVERLAY, "runs": {"full": full}}))
 
     def profile(self, **train: Any) -> None:
         """profiles/slurm as an operator fits it to small nodes, with more resources of `train`."""
@@ -99,6 +91,13 @@ class Demo:
     def run(self, *words: str, seconds: float = 180) -> int:
         """The same, waited for; returns the exit status."""
         return self.snakemake(*words).wait(seconds)
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 90) -> None:
+        """Wait until something holds, while the Snakemake started last goes on."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline and self.started[-1].poll() is None, self.said
+            time.sleep(0.1)
 
     @property
     def said(self) -> str:

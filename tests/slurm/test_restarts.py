@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.slurm.cluster import Cluster, command, processes_of
-from tests.slurm.conftest import Demo, equal_weights, wait_for
+from tests.slurm.conftest import Demo, equal_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -19,11 +19,11 @@ def test_two_nodes_train_as_one_and_go_on_after_warnings(demo: Demo, whole: Demo
     demo.profile(gres="gpu:h100:2")
     snakemake = demo.snakemake("train_full")
     for restart, update in enumerate((10, 40), 1):
-        wait_for(demo.reached(update), 60, demo.said)
+        demo.wait_for(demo.reached(update))
         job = demo.training()
         assert (job["NumNodes"], job["TresPerNode"], job["Restarts"]) == ("2", "gres:gpu:h100:2", str(restart - 1))
         command("scancel", "--signal=USR1", job["JobId"])  # what --signal=USR1@N does: it tells the steps
-        wait_for(lambda n=restart: demo.training()["Restarts"] == str(n), 60, demo.said)  # type: ignore[misc]
+        demo.wait_for(lambda n=restart: demo.training()["Restarts"] == str(n))  # type: ignore[misc]
     assert snakemake.wait(120) == 0, demo.said
     log = demo.log()
     assert log.count("(SIGUSR1 came: the time limit is near)\n") == 2
@@ -40,7 +40,7 @@ def test_the_time_limit_itself(demo: Demo, whole: Demo) -> None:
     """Slurm's own warning before the limit of one minute comes at once: saved, started again, to the same bits."""
     demo.profile(gres="gpu:h100:4", runtime=2)
     snakemake = demo.snakemake("train_full")
-    wait_for(lambda: demo.training().get("Restarts", "0") != "0", 150, demo.said)
+    demo.wait_for(lambda: demo.training().get("Restarts", "0") != "0", 150)
     command("scontrol", "update", f"JobId={demo.training()['JobId']}", "TimeLimit=10")
     assert snakemake.wait(120) == 0, demo.said
     assert "the time limit is near, all is saved" in demo.log()
@@ -52,7 +52,7 @@ def test_a_lost_node(demo: Demo, whole: Demo, cluster: Cluster) -> None:
     """The slurmd and all processes of the second node are gone: the job starts again elsewhere and goes on."""
     demo.configure(nodes=2, cpu_ranks=2)
     snakemake = demo.snakemake("train_full")
-    wait_for(demo.reached(30), 60, demo.said)
+    demo.wait_for(demo.reached(30))
     before = command("scontrol", "show", "hostnames", demo.training()["NodeList"]).split()
     cluster.lose_node(before[1])
     try:
@@ -69,7 +69,7 @@ def test_a_lost_node(demo: Demo, whole: Demo, cluster: Cluster) -> None:
 def test_a_more_urgent_job_takes_the_nodes(demo: Demo, whole: Demo) -> None:
     demo.profile(gres="gpu:h100:4")
     snakemake = demo.snakemake("train_full")
-    wait_for(demo.reached(20), 60, demo.said)
+    demo.wait_for(demo.reached(20))
     urgent = command(
         "sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"
     )
@@ -82,7 +82,7 @@ def test_a_more_urgent_job_takes_the_nodes(demo: Demo, whole: Demo) -> None:
 def test_scancel_ends_it_for_good_and_the_same_command_goes_on(demo: Demo, whole: Demo) -> None:
     demo.profile(gres="gpu:h100:4")
     snakemake = demo.snakemake("train_full")
-    wait_for(demo.reached(20), 60, demo.said)
+    demo.wait_for(demo.reached(20))
     job = demo.training()["JobId"]
     command("scancel", job)
     assert snakemake.wait(60) == 1
@@ -97,9 +97,9 @@ def test_a_killed_rank_and_a_mistake(demo: Demo, whole: Demo) -> None:
     demo.configure(save_steps=10000)
     snakemake = demo.snakemake("train_full")
     for crash in range(3):
-        wait_for(lambda n=crash: demo.training().get("Restarts") == str(n), 60, demo.said)  # type: ignore[misc]
+        demo.wait_for(lambda n=crash: demo.training().get("Restarts") == str(n))  # type: ignore[misc]
         node = demo.training()["NodeList"]
-        wait_for(lambda name=node: _ranks(name), 60, demo.said)  # type: ignore[misc]
+        demo.wait_for(lambda name=node: _ranks(name))  # type: ignore[misc]
         os.kill(_ranks(node)[0], signal.SIGKILL)
     assert snakemake.wait(60) == 1
     assert demo.training()["Restarts"] == "2"
