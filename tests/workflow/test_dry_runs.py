@@ -174,6 +174,7 @@ def test_a_number_of_jobs_is_no_cluster(snakemake: Snakemake) -> None:
         assert "--nproc-per-node 2 workflow_scripts/train.py" in commands(dry, "train.py")[0]
 
 
+@pytest.mark.usefixtures("openvirus")
 def test_the_slurm_profile_asks_for_the_gpus_of_the_recipe(snakemake: Snakemake) -> None:
     wide = 'training={"gpus": 16, "nodes": 2}'
     for run, words, nodes, gpus, tasks, cpus in [
