@@ -28,7 +28,7 @@ OPERATIONAL = frozenset(
     {
         "loss_logging_steps", "logging_steps", "save_steps", "save_minutes", "keep_last", "keep_every",
         "non_finite", "max_skipped",
-        "device", "nodes", "cpu_ranks", "worker_num", "max_tokens_per_pack",
+        "device", "nodes", "cpu_ranks", "worker_num", "max_tokens_per_pack", "stage_shards_to",
     }
 )  # fmt: skip
 # What a finished run may be given more of; a new start goes on then.
@@ -214,6 +214,10 @@ class Run(Frozen):
         "auto", "of the computation: auto is bf16 on a GPU, fp32 on a CPU"
     )
     max_tokens_per_pack: PositiveInt | Literal["auto"] = _text("auto", "tokens computed at once; bounds the memory")
+
+    stage_shards_to: str | None = _text(
+        None, "folder of each node's own disk that shards are copied to and read from, $TMPDIR/x too; null: no copy"
+    )
 
     @property
     def sequences_per_update(self) -> int:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO
 
 from lucavirus import slurm
+from lucavirus.claims import claimed_gpus
 from lucavirus.errors import PREEMPTED, UserError
 from lucavirus.guard import only_owner
 from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
@@ -49,11 +50,12 @@ PASSED_ON_BY_SRUN = dict.fromkeys(PASSED_ON, signal.SIGUSR1)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def launch(command: Sequence[str], log: Path, guard: Path | None = None) -> int:
+def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: int = 0) -> int:
     """Run the command until it ends and return its exit status (128 + n when signal n ended it).
 
     With `guard`, a run's work folder, it starts only when no other training holds that folder: refused here, before
-    torchrun, it takes no time. A training whose Snakemake has died gets time to save and end.
+    torchrun, it takes no time. A training whose Snakemake has died gets time to save and end. With
+    `gpus` it first waits for so many GPUs of this machine that no other stage holds.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     if guard and (refusal := _refusal(guard)):
@@ -64,10 +66,11 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None) -> int:
     errors = Path(f"{log.resolve()}.errors")
     errors.unlink(missing_ok=True)
     restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, slurm.own_job())
-    with log.open("ab") as log_file:
-        output = Output(sys.stdout.buffer, log_file, errors)
+    with contextlib.ExitStack() as held:
+        output = Output(sys.stdout.buffer, held.enter_context(log.open("ab")), errors)
+        chosen = held.enter_context(claimed_gpus(gpus, output.say))
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
-        child = _start(command, environment(command, errors))
+        child = _start(command, environment(command, errors) | chosen)
         watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON)
         if not _follow(child, watch, output, TimeLimit(slurm.own_job() if guard else "")):
             restarts.follow_up(Ending.TIME_IS_OVER, output.say)

@@ -48,6 +48,8 @@ def _ask(*words: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise UserError(f"no answer within {_QUERY_SECONDS} s", where=words[0]) from None
+    except FileNotFoundError:  # inside an image
+        raise UserError("is not installed here", where=words[0]) from None
     if done.returncode:
         raise UserError(done.stderr.strip() or f"exit status {done.returncode}", where=" ".join(words))
     return done.stdout

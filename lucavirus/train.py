@@ -25,6 +25,7 @@ from lucavirus.loader import Batches, updates
 from lucavirus.model import count_parameters
 from lucavirus.plan import crosses
 from lucavirus.publish import publish_history, publish_model
+from lucavirus.staging import staged
 from lucavirus.start import Started, start
 from lucavirus.state import PLACE, STATISTICS, task_losses
 
@@ -39,7 +40,8 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
         joined(chosen_run(settings, name).device, announce=True) as ranks,
         only_owner(work) if ranks.first else nullcontext(),
     ):
-        trainer = Trainer(start(settings, name, data, work, ranks), stop_request)
+        local = staged(data, chosen_run(settings, name).stage_shards_to)
+        trainer = Trainer(start(settings, name, local, work, ranks), stop_request)
         try:
             trainer.run_to_end()
         finally:

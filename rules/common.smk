@@ -17,6 +17,7 @@ from lucavirus.config import OPERATIONAL, Settings
 from lucavirus.config_load import load_settings
 from lucavirus.continuing import changed_settings, refusal
 from lucavirus.errors import UserError
+from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
 # The rules' `python` is the one that runs Snakemake, whether or not its environment is activated.
@@ -62,6 +63,24 @@ def write_settings() -> None:
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     unfinished.write_text(SETTINGS.model_dump_json(indent=2))
     unfinished.replace(file)
+
+
+def refuse_second_trainings() -> None:
+    """An error where Slurm has a job already for a training that is about to start, as after the death of a Snakemake."""
+    wanted = sorted(job.wildcards.run for job in workflow.dag.needrun_jobs() if job.rule.name == "train")
+    try:
+        found = {run: trainings(run, Path.cwd()) for run in wanted}
+    except UserError as error:  # no answer: the job itself looks again before it trains
+        logger.warning(f"Slurm does not say which trainings it has: {error}")
+        return
+    busy = [f"run {run} is trained by {', '.join(map(str, jobs))}" for run, jobs in found.items() if jobs]
+    if busy:
+        raise ConfigurationError(
+            "\n".join(busy)
+            + "\n  What to do: wait until it has left the queue (squeue --me), then type the same command "
+            "again; or end it first with scancel and its number (it saves, nothing is lost). Its log: train.log in "
+            "the work folder of the run"
+        )
 
 
 def alternatives(names) -> str:
@@ -217,6 +236,12 @@ def ranks(wildcards, resources) -> int:
     """Processes on a node: one a GPU of the job, without GPU as the run says."""
     gpus = gpus_asked(wildcards) if on_slurm() else resources.get("gpu", 0)
     return gpus or SETTINGS.runs[wildcards.run].cpu_ranks
+
+
+def gpus_held(wildcards, resources) -> str:
+    """The launcher's word to take free GPUs of this machine; without a scheduler nobody else shares them out."""
+    gpus = resources.get("gpu", 0)
+    return f" --gpus {gpus}" if gpus and not workflow.exec_mode == ExecMode.REMOTE else ""
 
 
 def training_start(wildcards, resources) -> str:

@@ -34,6 +34,7 @@ rule train:
         # Warned 10 minutes before its time limit a training saves and goes back to the queue; its log goes on.
         slurm_extra="--signal=USR1@600 --open-mode=append",
     params:
+        held=gpus_held,
         start=training_start,
         data=results_folder,
         work=work_folder,
@@ -41,7 +42,7 @@ rule train:
         settings=SETTINGS_FILE,
         identity=train_identity,
     shell:
-        "exec python workflow_scripts/launch.py --log {log} --guard {params.work}"
+        "exec python workflow_scripts/launch.py --log {log} --guard {params.work}{params.held}"
         " {params.start}"
         " workflow_scripts/train.py"
         " --settings {params.settings}"
