@@ -7,6 +7,7 @@ plugin of Snakemake removes SLURM_CONF; a Slurm that is not ours is left alone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -157,7 +158,6 @@ class Cluster:
             os.mknod(self.folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         for number in range(1, NODES + 1):
             (self.folder / f"spool-node{number}").mkdir()
-        ETC.mkdir(exist_ok=True)
         (ETC / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n")
         devices = f"File={self.folder}/gpu[0-{GPUS - 1}]"
         (ETC / "gres.conf").write_text(f"AutoDetect=off\nNodeName=node[1-{NODES}] Name=gpu Type=h100 {devices}\n")
@@ -211,10 +211,16 @@ def processes_of(node: str) -> list[int]:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Cluster]:
-    """A cluster for a while."""
-    cluster = Cluster(folder)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    """A cluster for a while; one at a time on a machine, because they share port and configuration.
+
+    Raises BlockingIOError when another run of these tests has one.
+    """
+    ETC.mkdir(exist_ok=True)
+    with open(ETC / f"{NAME}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        cluster = Cluster(folder)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
