@@ -165,9 +165,10 @@ def gpus_here() -> int:
 
 
 def default_resource(name: str):
-    """What the profile gives to every rule under this name; None without."""
+    """What the profile gives to every rule under this name, as it is written there; None without."""
     given = workflow.resource_settings.default_resources or {}
-    return given[name].value if name in given else None
+    # Not its value: Snakemake takes a word for an expression, which it evaluates in rules only.
+    return str(given[name].raw).strip("'\"") if name in given else None
 
 
 def on_slurm() -> bool:

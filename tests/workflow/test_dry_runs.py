@@ -199,6 +199,14 @@ def test_the_slurm_profile_asks_for_the_gpus_of_the_recipe(snakemake: Snakemake)
 
 
 @pytest.mark.usefixtures("openvirus")
+def test_the_slurm_profile_may_name_the_gpu_model(snakemake: Snakemake) -> None:
+    given = ("--default-resources", "nodes=1", "slurm_partition=cpu", "gpu_type=h100")
+    dry = snakemake("--profile", "slurm", "-n", "evaluate_full", *given)
+    assert [resources(dry, rule)["gres"] for rule in ("train", "evaluate")] == ["gpu:h100:8"] * 2
+    assert "gres" not in resources(dry, "tokenize_source")
+
+
+@pytest.mark.usefixtures("openvirus")
 def test_the_workstation_profile_takes_the_gpus_there_are(snakemake: Snakemake) -> None:
     dry = snakemake("--profile", "profiles/workstation", "-n", "train_full", gpus="0,1")
     (line,) = commands(dry, "train.py")
