@@ -11,7 +11,7 @@ import pytest
 from lucavirus import restarts, slurm
 from lucavirus.errors import TIME_LIMIT, UserError
 from lucavirus.node import node_command
-from lucavirus.restarts import Ending, Restarts, ending
+from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
 from lucavirus.slurm import FIRST_PORT, PORTS, Job, meeting_point, parse_trainings
 
 
@@ -98,3 +98,58 @@ def test_without_slurm_nobody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert slurm.trainings("full", Path(os.curdir)) == []
     with pytest.raises(UserError, match="is not installed here"):
         slurm.fields("7")
+
+
+def test_a_newer_checkpoint_makes_the_count_begin_anew(tmp_path: Path, requeued: list[str]) -> None:
+    job = Restarts(tmp_path / "count", tmp_path, "7")
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoints/step-{step}").mkdir(parents=True)
+        for _ in range(2):
+            job.follow_up(Ending.TIME_IS_OVER, lambda text: None)
+    assert len(requeued) == 6
+    job.follow_up(Ending.CRASHED, lambda text: None)
+    assert len(requeued) == 6
+
+
+def test_the_last_call_before_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, end = [1000.0], [2000.0]
+    monkeypatch.setattr(restarts.time, "time", lambda: now[0])
+    monkeypatch.setattr(slurm, "end_time", lambda number: end[0])
+    limit = TimeLimit("7")
+    assert not limit.is_over()
+    now[0], end[0] = 1971.0, 5000.0  # the operator has put it off
+    assert not limit.is_over()
+    now[0] = 4971.0
+    assert limit.is_over()
+    assert not TimeLimit("").is_over()
+
+
+def test_a_controller_that_is_away_at_the_last_call_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(number: str) -> float:
+        raise UserError("no answer")
+
+    now = [1000.0]
+    monkeypatch.setattr(restarts.time, "time", lambda: now[0])
+    monkeypatch.setattr(slurm, "end_time", away)
+    limit = TimeLimit("7")
+    assert not limit.is_over()
+    monkeypatch.setattr(slurm, "end_time", lambda number: 1040.0)
+    now[0] = 1059.0
+    assert not limit.is_over()  # not asked yet
+    now[0] = 1061.0
+    assert limit.is_over()
+
+
+def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    states = iter(["COMPLETING", "RUNNING"])
+
+    def answer(*words: str) -> str:
+        asked.append(words)
+        return f"JobId=7 JobState={next(states)} Comment=x" if words[:2] == ("scontrol", "--oneliner") else ""
+
+    monkeypatch.setattr(slurm, "_ask", answer)
+    slurm.requeue("7")
+    assert ("scontrol", "requeue", "7") not in asked
+    slurm.requeue("7")
+    assert asked[-1] == ("scontrol", "requeue", "7")
