@@ -38,4 +38,5 @@ rule all:
 
 
 onstart:
+    refuse_second_trainings()
     write_settings()

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.config import Run, Settings, Source
+from lucavirus.config import Run, Settings
+from lucavirus.config_data import Source
 from lucavirus.records import CSV_COLUMNS
 from lucavirus.splits import make_datasets
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule

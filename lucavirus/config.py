@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 
+from lucavirus.config_data import Frozen, Name, Source, Split, Tokenize, setting
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
 TaskName = Literal[
     "gene_mask", "prot_mask", "gene_type", "prot_homo", "prot_site", "prot_domain",
     "gene_taxonomy", "prot_taxonomy", "prot_keyword",
 ]  # fmt: skip
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 # Settings of a run that say how it is carried out, not what comes out: changing them never makes a result stale.
 OPERATIONAL = frozenset(
     {
         "loss_logging_steps", "logging_steps", "save_steps", "save_minutes", "keep_last", "keep_every",
         "non_finite", "max_skipped",
-        "device", "cpu_ranks", "worker_num", "max_tokens_per_pack",
+        "device", "nodes", "cpu_ranks", "worker_num", "max_tokens_per_pack", "stage_shards_to",
         "parallel", "recomputation", "compile", "deterministic",
     }
 )  # fmt: skip
@@ -36,96 +33,14 @@ OPERATIONAL = frozenset(
 EXTENSIBLE = frozenset({"max_epochs", "stop_after"})
 
 
-def _text(default: Any, description: str, **rules: Any) -> Any:
-    return Field(default, description=description, **rules)
-
-
-def _is_csv(name: str) -> bool:
-    return name.removesuffix("*").removesuffix(".gz").endswith(".csv")
-
-
-class Frozen(BaseModel):
-    """A group of settings: immutable, and a key it does not know is a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    def contradictions(self) -> Iterator[str]:
-        """What is wrong with settings that are each right by themselves."""
-        return iter(())
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if problems := list(self.contradictions()):
-            raise ValueError("; ".join(problems))
-        return self
-
-
-class Source(Frozen):
-    """One named set of input files."""
-
-    name: Name = Field(description="a name of your own: letters, digits, _; the folder of its shards")
-    files: tuple[str, ...] = Field(
-        min_length=1,
-        description="FASTA or OpenVirus CSV, plain or .gz (all of one format); * and ? are expanded, in sorted order",
-    )
-    kind: Molecule | None = _text(None, "gene or prot: what a FASTA holds (a CSV says it in each row)")
-    annotations: tuple[str, ...] = _text((), "GFF3 (.gff, .gff3) or TSV files with labels for a FASTA, plain or .gz")
-    window_size: PositiveInt | None = _text(
-        None,
-        "bases: longer sequences are cut into windows of this size; null keeps them whole (a run cuts on the right)",
-    )
-    window_overlap: NonNegativeInt = _text(0, "bases that neighbouring windows share")
-    split: Literal["auto", "train", "dev", "test"] = _text(
-        "auto", "auto: by the hash of each sequence; train, dev, test: all of this source goes there"
-    )
-
-    @property
-    def is_csv(self) -> bool:
-        """True for OpenVirus CSV, False for FASTA, by the file name."""
-        return _is_csv(self.files[0])
-
-    def contradictions(self) -> Iterator[str]:
-        """Settings that do not go together."""
-        if len({_is_csv(name) for name in self.files}) > 1:
-            yield "FASTA and CSV files cannot be mixed in one source; make two sources"
-        if not self.is_csv and self.kind is None:
-            yield "a FASTA source needs `kind: gene` or `kind: prot`"
-        if self.is_csv and self.kind is not None:
-            yield "a CSV says the kind of each row itself; remove `kind`"
-        if self.is_csv and self.annotations:
-            yield "the labels of a CSV are in the CSV; remove `annotations`"
-        if self.window_size is not None and self.window_overlap >= self.window_size:
-            yield "window_overlap must be smaller than window_size"
-
-
-class Split(Frozen):
-    """How sequences of sources with `split: auto` are divided."""
-
-    dev: NonNegativeFloat = _text(0.1, "dev set, per molecule: a fraction (below 1) or a number of sequences")
-    test: NonNegativeFloat = _text(0.1, "test set, likewise")
-
-    def contradictions(self) -> Iterator[str]:
-        """Settings that do not go together."""
-        if (self.dev < 1) != (self.test < 1) and self.dev and self.test:
-            yield "dev and test must both be fractions or both be numbers of sequences"
-        if self.dev + self.test >= 1 and self.dev < 1 and self.test < 1:
-            yield "dev + test leave nothing to train on"
-
-
-class Tokenize(Frozen):
-    """How input becomes shards."""
-
-    unit_mb: PositiveInt = _text(64, "MB of input a unit of work; part of the shards' identity, not of their meaning")
-
-
 class Model(Frozen):
     """The size of the encoder and its heads."""
 
-    hidden_size: PositiveInt = _text(2560, "width of the encoder")
-    num_attention_layers: PositiveInt = _text(12, "Transformer layers; fewer when max_length grows")
-    num_attention_heads: PositiveInt = _text(20, "attention heads; must divide hidden_size")
-    max_length: Annotated[int, Field(ge=3)] = _text(3074, "tokens: longest input, [CLS] and [SEP] counted")
-    head_size: dict[TaskName, PositiveInt] = _text(
+    hidden_size: PositiveInt = setting(2560, "width of the encoder")
+    num_attention_layers: PositiveInt = setting(12, "Transformer layers; fewer when max_length grows")
+    num_attention_heads: PositiveInt = setting(20, "attention heads; must divide hidden_size")
+    max_length: Annotated[int, Field(ge=3)] = setting(3074, "tokens: longest input, [CLS] and [SEP] counted")
+    head_size: dict[TaskName, PositiveInt] = setting(
         {}, "hidden width of each task's head; what is left out is full size"
     )
 
@@ -144,84 +59,93 @@ class Model(Frozen):
 class StopAfter(Frozen):
     """When to end a run early; the schedule stays as if it went on."""
 
-    updates: PositiveInt | None = _text(None, "optimizer updates of the whole run")
-    minutes: PositiveFloat | None = _text(None, "minutes of training, counted through all its starts")
+    updates: PositiveInt | None = setting(None, "optimizer updates of the whole run")
+    minutes: PositiveFloat | None = setting(None, "minutes of training, counted through all its starts")
 
 
 class Run(Frozen):
     """One training run: data, tasks, optimisation, logging."""
 
-    molecules: tuple[Molecule, ...] = _text(("gene", "prot"), "which molecules to train on", min_length=1)
-    tasks: tuple[TaskName, ...] = _text(tuple(TASKS), "which of the nine tasks to train", min_length=1)
+    molecules: tuple[Molecule, ...] = setting(("gene", "prot"), "which molecules to train on", min_length=1)
+    tasks: tuple[TaskName, ...] = setting(tuple(TASKS), "which of the nine tasks to train", min_length=1)
     model: Model = Field(default_factory=Model, description="the model; a run may change single settings of it")
 
-    gpus: PositiveInt = _text(
+    gpus: PositiveInt = setting(
         8, "GPUs of the recipe: B = gpus x batch_size x gradient_accumulation_steps sequences an update"
     )
-    batch_size: PositiveInt = _text(1, "sequences per GPU and step")
-    gradient_accumulation_steps: PositiveInt = _text(32, "steps per optimizer update (16, 32 or 64 advised)")
-    seed: NonNegativeInt = _text(1111, "seeds the weights, the order of samples and the masks")
+    batch_size: PositiveInt = setting(1, "sequences per GPU and step")
+    gradient_accumulation_steps: PositiveInt = setting(32, "steps per optimizer update (16, 32 or 64 advised)")
+    seed: NonNegativeInt = setting(1111, "seeds the weights, the order of samples and the masks")
 
-    learning_rate: PositiveFloat = _text(2e-4, "peak learning rate")
-    warmup_steps: NonNegativeInt = _text(32000, "steps until the peak; usually 1000 x gradient_accumulation_steps")
-    max_steps: PositiveInt | Literal["auto"] = _text(
+    learning_rate: PositiveFloat = setting(2e-4, "peak learning rate")
+    warmup_steps: NonNegativeInt = setting(32000, "steps until the peak; usually 1000 x gradient_accumulation_steps")
+    max_steps: PositiveInt | Literal["auto"] = setting(
         1000000, "optimizer updates after which the learning rate would be 0; auto: computed from final_learning_rate"
     )
-    final_learning_rate: NonNegativeFloat | None = _text(
+    final_learning_rate: NonNegativeFloat | None = setting(
         None, "only with `max_steps: auto`: learning rate wanted at the end of the last epoch"
     )
-    max_epochs: PositiveInt = _text(4, "times through the training data")
+    max_epochs: PositiveInt = setting(4, "times through the training data")
     stop_after: StopAfter = Field(default_factory=StopAfter, description="end the run early; the schedule stays")
-    weight_decay: NonNegativeFloat = _text(0.01, "AdamW weight decay; none on biases and LayerNorm weights")
-    max_grad_norm: PositiveFloat = _text(1.0, "gradients are clipped to this norm")
-    task_weights: dict[TaskName, NonNegativeFloat] = _text(
+    weight_decay: NonNegativeFloat = setting(0.01, "AdamW weight decay; none on biases and LayerNorm weights")
+    max_grad_norm: PositiveFloat = setting(1.0, "gradients are clipped to this norm")
+    task_weights: dict[TaskName, NonNegativeFloat] = setting(
         {}, "weight of a task in the loss; left out: 1 for masks and prot_keyword, else 0.2"
     )
 
-    mask_probability: Annotated[float, Field(gt=0, le=1)] = _text(0.15, "part of the tokens chosen for the mask tasks")
-    random_tokens: Literal["molecule", "all"] = _text(
+    mask_probability: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.15, "part of the tokens chosen for the mask tasks"
+    )
+    random_tokens: Literal["molecule", "all"] = setting(
         "molecule", "random replacements: the molecule's own letters, or (the original) all tokens but [PAD]"
     )
-    keyword_negatives: bool = _text(
+    keyword_negatives: bool = setting(
         True, "absent keywords of a protein with keywords count as negatives; false (the original) ignores them"
     )
 
-    model_dirpath: str | None = _text(
+    model_dirpath: str | None = setting(
         None, "folder of a LucaOne or LucaVirus checkpoint to start from; null: from scratch"
     )
-    loss_logging_steps: PositiveInt = _text(1000, "steps between lines of loss in metrics.jsonl")
-    logging_steps: PositiveInt = _text(
+    loss_logging_steps: PositiveInt = setting(1000, "steps between lines of loss in metrics.jsonl")
+    logging_steps: PositiveInt = setting(
         1000, "steps between full records (per-task curves, speed, memory) in TensorBoard"
     )
-    save_steps: PositiveInt = _text(200000, "steps between checkpoints")
-    save_minutes: PositiveFloat | None = _text(
+    save_steps: PositiveInt = setting(200000, "steps between checkpoints")
+    save_minutes: PositiveFloat | None = setting(
         None, "minutes between checkpoints, beside save_steps; null: no such limit"
     )
-    keep_last: PositiveInt = _text(3, "checkpoints kept; older ones are removed once a newer one is whole")
-    keep_every: PositiveInt | None = _text(
+    keep_last: PositiveInt = setting(3, "checkpoints kept; older ones are removed once a newer one is whole")
+    keep_every: PositiveInt | None = setting(
         None, "steps: of each such stretch one checkpoint is kept for good; null: none"
     )
-    non_finite: Literal["stop", "skip"] = _text(
+    non_finite: Literal["stop", "skip"] = setting(
         "stop",
         "what a gradient that is not finite does: end the run, or skip that update; it is written down either way",
     )
-    max_skipped: PositiveInt = _text(3, "with `non_finite: skip`: updates skipped in a row after which the run ends")
+    max_skipped: PositiveInt = setting(3, "with `non_finite: skip`: updates skipped in a row after which the run ends")
 
-    device: Literal["auto", "cpu"] = _text("auto", "auto: GPUs when there are any; cpu: never")
-    cpu_ranks: PositiveInt = _text(1, "processes of a training without GPU")
-    worker_num: NonNegativeInt = _text(1, "data-loader processes a GPU; 0: batches are made in the training process")
-    precision: Literal["auto", "fp32", "bf16"] = _text(
+    device: Literal["auto", "cpu"] = setting("auto", "auto: GPUs when there are any; cpu: never")
+    nodes: PositiveInt = setting(1, "on a Slurm cluster: nodes of a training; each has gpus / nodes of its GPUs")
+    cpu_ranks: PositiveInt = setting(1, "processes of a training without GPU, on each node")
+    worker_num: NonNegativeInt = setting(1, "data-loader processes a GPU; 0: batches are made in the training process")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "of the computation: auto is bf16 on a GPU, fp32 on a CPU"
     )
-    max_tokens_per_pack: PositiveInt | Literal["auto"] = _text(
+    max_tokens_per_pack: PositiveInt | Literal["auto"] = setting(
         "auto", "tokens computed at once; bounds the memory; auto: on a GPU the most that fit, found at the start"
     )
-    parallel: Literal["auto", "ddp", "fsdp"] = _text(
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
         "auto", "ddp: every GPU holds all weights; fsdp: its share of them; auto: fsdp beyond 2 billion parameters"
     )
-    recomputation: bool = _text(False, "compute each layer twice and keep less: a quarter slower, far less memory")
-    compile: Literal["auto", "on", "off"] = _text("auto", "torch.compile of the layers; auto: on a GPU")
-    deterministic: bool = _text(False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them")
+    recomputation: bool = setting(False, "compute each layer twice and keep less: a quarter slower, far less memory")
+    compile: Literal["auto", "on", "off"] = setting("auto", "torch.compile of the layers; auto: on a GPU")
+    deterministic: bool = setting(
+        False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them"
+    )
+
+    stage_shards_to: str | None = setting(
+        None, "folder of each node's own disk that shards are copied to and read from, $TMPDIR/x too; null: no copy"
+    )
 
     @property
     def sequences_per_update(self) -> int:
@@ -260,6 +184,8 @@ class Run(Frozen):
                 yield "final_learning_rate must be below learning_rate"
         elif self.final_learning_rate is not None:
             yield "final_learning_rate has a meaning only with `max_steps: auto`"
+        if self.gpus % self.nodes:
+            yield f"nodes ({self.nodes}) must divide gpus ({self.gpus})"
         if isinstance(self.max_tokens_per_pack, int) and self.max_tokens_per_pack < self.model.max_length:
             yield "max_tokens_per_pack must be at least the model's max_length"
 
@@ -269,25 +195,25 @@ class Settings(Frozen):
 
     project: Name = Field(description="names the folders results/{project} and work/{project}")
     sources: tuple[Source, ...] = Field(min_length=1, description="where the sequences come from")
-    vocabularies: dict[TaskName, str] = _text(
+    vocabularies: dict[TaskName, str] = setting(
         {},
         "label files, a name a line, the line number is the class id; needed for CSV sources, else built from the data",
     )
-    gff3_types: dict[str, str | None] = _text(
+    gff3_types: dict[str, str | None] = setting(
         {}, "more GFF3 feature types and their gene_type class; null ignores a type"
     )
     tokenize: Tokenize = Field(default_factory=Tokenize, description="how input becomes shards")
     split: Split = Field(default_factory=Split, description="how sequences are divided")
     runs: dict[Name, Run] = Field(min_length=1, description="the trainings; each `x` here is a target train_x")
-    report_runs: tuple[str, ...] = _text((), "runs that the target `report` shows")
-    run: str | None = _text(None, "the run that the target `resume` continues")
-    trained_checkpoint: PositiveInt | None = _text(
+    report_runs: tuple[str, ...] = setting((), "runs that the target `report` shows")
+    run: str | None = setting(None, "the run that the target `resume` continues")
+    trained_checkpoint: PositiveInt | None = setting(
         None, "with `run`: step of an older checkpoint to go back to (later ones are set aside), or of model_dirpath"
     )
-    model_dirpath: str | None = _text(
+    model_dirpath: str | None = setting(
         None, "with `run` and trained_checkpoint: folder of the original's checkpoint of that step"
     )
-    restart: str | None = _text(None, "a run whose settings were changed: begin it anew, the old work is set aside")
+    restart: str | None = setting(None, "a run whose settings were changed: begin it anew, the old work is set aside")
 
     def contradictions(self) -> Iterator[str]:
         """Settings that do not go together."""

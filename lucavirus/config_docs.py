@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lucavirus.config import Model, Run, Settings, Source, Split, StopAfter, Tokenize
+from lucavirus.config import Model, Run, Settings, StopAfter
+from lucavirus.config_data import Source, Split, Tokenize
 
 FOLDER = Path(__file__).resolve().parent.parent / "config"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"

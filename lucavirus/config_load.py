@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lucavirus.config import Model, Run, Settings, Source, Split, StopAfter, Tokenize
+from lucavirus.config import Model, Run, Settings, StopAfter
+from lucavirus.config_data import Source, Split, Tokenize
 from lucavirus.errors import UserError
 
 Location = tuple[str | int, ...]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lucavirus.errors import UserError
+
+# Variables of NCCL and Gloo that say which network interface they use.
+INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
@@ -107,17 +114,68 @@ class Stopwatch:
 
 
 @contextmanager
-def joined(device: Literal["auto", "cpu"] = "auto") -> Iterator[Ranks]:
-    """Join the process group that torchrun describes in the environment, if any, and leave it at the end."""
+def joined(device: Literal["auto", "cpu"] = "auto", *, announce: bool = False) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, if any, and leave it at the end.
+
+    With `announce` each of several ranks first says who it is, on which host and device. Raises UserError, with the
+    host, where this rank cannot start.
+    """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    chosen = torch.device("cpu")
-    if device == "auto" and torch.cuda.is_available():
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(chosen)
+    me = f"rank {rank} of {world_size} on {_host()}"
+    chosen = _device(device, me)
     if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if announce:
+            print(f"{me}: {_description(chosen)}", file=sys.stderr)
+        _join(chosen, me)
     try:
         yield Ranks(rank, world_size, chosen)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def _host() -> str:
+    # Slurm's name of a node, which scontrol and sinfo know.
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _device(wanted: Literal["auto", "cpu"], me: str) -> torch.device:
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        try:
+            torch.cuda.set_device(device)
+        except RuntimeError as error:
+            raise UserError(
+                f"cannot use {device}: {error}",
+                where=me,
+                hint="more processes than GPUs, or a GPU that does not work: look at nvidia-smi on that host",
+            ) from None
+        return device
+    # A node whose driver is broken must not train on its CPU for days.
+    if granted := os.environ.get("SLURM_GPUS_ON_NODE"):
+        raise UserError(
+            f"got {granted} GPU(s) from Slurm, but torch finds none",
+            where=me,
+            hint="look at nvidia-smi on that host, and whether this torch is built for CUDA; or set device: cpu",
+        )
+    return torch.device("cpu")
+
+
+def _description(device: torch.device) -> str:
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+    chosen = [f"{key}={os.environ[key]}" for key in INTERFACES if key in os.environ]
+    return ", ".join([name, *chosen])
+
+
+def _join(device: torch.device, me: str) -> None:
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"could not join the other ranks at {place}: {error}",
+            where=me,
+            hint="can that host reach the first one? NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the interface",
+        ) from error

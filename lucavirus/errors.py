@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 # Exit status of a stage that was asked to end, saved its work, and goes on at the next start (EX_TEMPFAIL).
 PREEMPTED = 75
+# In the message of a stage that was asked to end by SIGUSR1, which is how schedulers are told to warn.
+TIME_LIMIT = "(SIGUSR1 came: the time limit is near)"
 
 
 class Preempted(Exception):

@@ -20,6 +20,7 @@ from lucavirus.errors import UserError
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json, replace_text
 from lucavirus.model import Architecture, LucaVirus
+from lucavirus.staging import staged
 from lucavirus.vocabularies import read_vocabularies
 from lucavirus.weights import import_weights
 
@@ -27,8 +28,8 @@ from lucavirus.weights import import_weights
 def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, out: Path) -> None:
     """Evaluate a run's published model on dev and test and write `out` (JSON) and the same as a table (.tsv)."""
     run = chosen_run(settings, name)
-    with joined(run.device) as ranks:
-        model = load_model(model_folder).to(ranks.device)
+    with joined(run.device, announce=True) as ranks:
+        model, data = load_model(model_folder).to(ranks.device), staged(data, run.stage_shards_to)
         splits = {split: _evaluate(model, run, data, split, ranks) for split in ("dev", "test")}
         if ranks.first:
             tasks = {split: found["tasks"] for split, found in splits.items() if found}

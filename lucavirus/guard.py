@@ -1,7 +1,8 @@
-"""One trainer a run at a time, told by a lock with its owner's name; and signals that ask it to save and end."""
+"""One trainer a run at a time, told by a lock with its owner's name and job; signals that ask it to save and end."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Self
 
+from lucavirus import slurm
 from lucavirus.errors import UserError
 
+# States of a job in which its processes may still be there; one that waits in the queue again has none.
+_HOLDING = ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -23,24 +27,28 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a run's work folder; the kernel frees a dead owner's.
 
-    Waits `patience` seconds for an owner that may be about to end; then raises UserError with its host and pid.
+    Locks may not reach other nodes: the owner's Slurm job, while it lives, holds the folder as well. Waits `patience`
+    seconds for an owner that may be about to end; then raises UserError with its host and pid, or its job.
     """
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "a+") as lock:
         deadline = time.monotonic() + patience
-        while not _taken(lock):
+        while owner := _owner(lock) if not _taken(lock) else _owning_job(lock):
             if time.monotonic() >= deadline:
                 raise UserError(
-                    f"another training of this run is going on: {_owner(lock)}",
+                    f"another training of this run is going on: {owner}",
                     where=str(work),
                     hint="wait for it, or end it (it saves first); two runs side by side need two names",
                 )
             time.sleep(0.2)
         lock.truncate(0)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "job": slurm.own_job(), "since": time.strftime("%F %T")}
         lock.write(json.dumps(me))
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            lock.truncate(0)
 
 
 def _taken(lock: IO[str]) -> bool:
@@ -48,7 +56,21 @@ def _taken(lock: IO[str]) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a file system without locks (some mounts of Lustre and NFS): the owner's job must do
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     return True
+
+
+def _owning_job(lock: IO[str]) -> str:
+    """The Slurm job that an unlocked folder still belongs to, in words; empty where there is none."""
+    lock.seek(0)
+    try:
+        number = str(json.loads(lock.read())["job"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    job = slurm.living(number) if number and number != slurm.own_job() else None
+    return str(job) if job and job.state in _HOLDING else ""
 
 
 def _owner(lock: IO[str]) -> str:
@@ -64,17 +86,18 @@ class StopRequest:
     """Remembers that a signal came; the training looks at `came` between updates, so that nothing is torn."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.came = self.time_limit = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = True
+        self.time_limit |= number == signal.SIGUSR1
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Iterator[Self]:
         """Listen to SIGTERM, SIGINT and SIGUSR1 for a while."""
         before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         try:
-            yield
+            yield self
         finally:
             for number, old in before.items():
                 signal.signal(number, old)

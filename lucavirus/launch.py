@@ -1,4 +1,4 @@
-"""Run a stage's command: its environment, its signals, its output on the screen and in a log, its errors once.
+"""Run a stage's command: its environment, its signals, its output and errors, and what follows from how it ended.
 
 The launcher stands between Snakemake's shell and torchrun. It stays small and does not import torch.
 """
@@ -8,19 +8,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO
 
+from lucavirus import slurm
+from lucavirus.claims import claimed_gpus
 from lucavirus.errors import PREEMPTED, UserError
 from lucavirus.guard import only_owner
+from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
+from lucavirus.screen import Output
 
 ROOT = Path(__file__).resolve().parent.parent
 # The name may not be on PATH; USR1 is the schedulers' warning, which torchrun by itself would die of; saving a large
@@ -28,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = (
     *("-m", "torch.distributed.run"),
     "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-    "--shutdown-timeout=120",
 )
+SHUTDOWN = "--shutdown-timeout=120"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Set unless the user does (docs/benchmarks.md). Threads that wait for each other soon sleep: to spin for milliseconds,
 # OpenMP's default, slows a training many times over when anything else runs on its cores. Large tensors are mapped, on
@@ -37,16 +40,23 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 TUNING = {"GOMP_SPINCOUNT": "1000", "MALLOC_MMAP_THRESHOLD_": "1000000", "THP_MEM_ALLOC_ENABLE": "1"}
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
-# What torchrun prints once a rank has failed or a signal has come: its own log lines, then a traceback and a table.
-NOISE = re.compile(rb"(\[rank\d+\]: ?)?([WE]\d{4} \d\d:\d\d:\d\d|Traceback \(most recent call last\))")
+PASSED_ON = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGHUP: signal.SIGTERM,  # the terminal was closed
+}
+# srun itself kills its tasks at the others, with SIGKILL.
+PASSED_ON_BY_SRUN = dict.fromkeys(PASSED_ON, signal.SIGUSR1)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def launch(command: Sequence[str], log: Path, guard: Path | None = None) -> int:
+def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: int = 0) -> int:
     """Run the command until it ends and return its exit status (128 + n when signal n ended it).
 
     With `guard`, a run's work folder, it starts only when no other training holds that folder: refused here, before
-    torchrun, it takes no time. A training whose Snakemake has died gets time to save and end.
+    torchrun, it takes no time. A training whose Snakemake has died gets time to save and end. With
+    `gpus` it first waits for so many GPUs of this machine that no other stage holds.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     if guard and (refusal := _refusal(guard)):
@@ -56,16 +66,23 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None) -> int:
     # Beside the log, because ranks on other nodes do not share /tmp.
     errors = Path(f"{log.resolve()}.errors")
     errors.unlink(missing_ok=True)
-    with log.open("ab") as log_file:
-        output = Output(sys.stdout.buffer, log_file, errors)
+    restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, slurm.own_job())
+    with contextlib.ExitStack() as held:
+        output = Output(sys.stdout.buffer, held.enter_context(log.open("ab")), errors)
+        chosen = held.enter_context(claimed_gpus(gpus, output.say))
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
-        child = _start(command, environment(command, errors))
-        _follow(child, output)
+        child = _start(command, environment(command, errors) | chosen)
+        watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON)
+        if not _follow(child, watch, output, TimeLimit(slurm.own_job() if guard else "")):
+            restarts.follow_up(Ending.TIME_IS_OVER, output.say)
+            _end_leftovers()
+            return 1
         _end_leftovers()
         output.end(failed=child.returncode != 0)
-        preempted = output.message().startswith("preempted") and child.returncode != 0
+        message = output.message()
+        restarts.follow_up(ending(child.returncode, message, told=watch.told_to_end), output.say)
     errors.unlink(missing_ok=True)
-    if preempted:  # torchrun turns the ranks' status into 1
+    if message.startswith("preempted") and child.returncode:  # torchrun turns the ranks' status into 1
         return PREEMPTED
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
@@ -79,9 +96,11 @@ def _refusal(work: Path) -> str:
 
 
 def program(command: Sequence[str]) -> list[str]:
-    """The command with `torchrun` and `python` replaced by those of this interpreter."""
+    """The command with `torchrun` and `python` replaced by those of this interpreter, below `srun` on each node."""
     if command[0] == "torchrun":
-        return [sys.executable, *TORCHRUN, *command[1:]]
+        return [sys.executable, *TORCHRUN, SHUTDOWN, *command[1:]]
+    if command[0] == "srun":
+        return slurm.across_nodes(command, sys.executable)
     return [sys.executable if command[0] == "python" else command[0], *command[1:]]
 
 
@@ -130,12 +149,13 @@ def _set_process_option(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _follow(child: subprocess.Popen[bytes], output: Output) -> None:
-    """Pass on the child's output, and signals to it, until it has ended."""
-    watch = Watch(child)
+def _follow(child: subprocess.Popen[bytes], watch: Watch, output: Output, limit: TimeLimit) -> bool:
+    """Pass on the child's output, and signals to it, until it has ended; False when the time limit comes before."""
     stream = _stdout(child)
     while child.poll() is None:
         watch.check()
+        if limit.is_over():
+            return False
         if not select.select([stream], [], [], POLL_SECONDS)[0]:
             continue
         chunk = os.read(stream.fileno(), 1 << 16)
@@ -147,6 +167,7 @@ def _follow(child: subprocess.Popen[bytes], output: Output) -> None:
     # Not until the end of file: a process that outlived the child may still hold the pipe.
     while select.select([stream], [], [], 0)[0] and (chunk := os.read(stream.fileno(), 1 << 16)):
         output.feed(chunk)
+    return True
 
 
 def _stdout(child: subprocess.Popen[bytes]) -> IO[bytes]:
@@ -157,24 +178,18 @@ def _stdout(child: subprocess.Popen[bytes]) -> IO[bytes]:
 class Watch:
     """Passes signals on to the child, and stops it when Snakemake has died (the rules `exec` the launcher)."""
 
-    FORWARDED = {
-        signal.SIGTERM: signal.SIGTERM,
-        signal.SIGINT: signal.SIGINT,
-        signal.SIGUSR1: signal.SIGUSR1,
-        signal.SIGHUP: signal.SIGTERM,  # the terminal was closed
-    }
-
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
-        """Take over the signals of this process."""
-        self.child = child
-        self.stopped = False
+    def __init__(self, child: subprocess.Popen[bytes], passed_on: Mapping[signal.Signals, signal.Signals]) -> None:
+        """Take over the signals of this process; `passed_on` says which signal the child gets for each."""
+        self.child, self.passed_on = child, passed_on
+        self.stopped = self.told_to_end = False
         self.parent = os.getppid()
-        for number in self.FORWARDED:
+        for number in passed_on:
             signal.signal(number, self._forward)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True
-        self.child.send_signal(self.FORWARDED[signal.Signals(number)])
+        self.told_to_end |= number != signal.SIGUSR1
+        self.child.send_signal(self.passed_on[signal.Signals(number)])
 
     def check(self) -> None:
         """Stop the child, once, when Snakemake is gone: nobody waits for its result any more."""
@@ -202,78 +217,3 @@ def _children() -> list[int]:
         return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     except (ChildProcessError, OSError):
         return []
-
-
-class Output:
-    """The command's output: raw on the terminal, finished lines in the log, without torchrun's noise on a UserError."""
-
-    def __init__(self, terminal: BinaryIO, log: BinaryIO, errors: Path) -> None:
-        """Write to both; `errors` has text as soon as a process has reported a UserError."""
-        self.terminal, self.log, self.errors = terminal, log, errors
-        self.line = b""
-        self.shown = 0
-        self.held: list[bytes] | None = None
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes."""
-        *finished, rest = (self.line + chunk).split(b"\n")
-        for line in finished:
-            self._finish(line + b"\n")
-        self.line = rest
-        # A progress bar redraws its line, which ends only with the bar: show each state at once.
-        if b"\r" in rest and self.held is None:
-            self._show(rest[self.shown :])
-            self.line = rest[rest.rindex(b"\r") :]
-            self.shown = len(self.line)
-
-    def end(self, *, failed: bool) -> None:
-        """Write what is left; after a failure that a UserError explains, the error instead of what was held back."""
-        if self.line:
-            self._finish(self.line + b"\n")
-        message = self.message() if failed else ""
-        if message:
-            self.say(message)
-        else:
-            for line in self.held or []:
-                self._write(line)
-        self.held = None
-
-    def say(self, message: str) -> None:
-        """Write a message of our own to both."""
-        self._write(f"{message}\n".encode())
-
-    def _finish(self, line: bytes) -> None:
-        if self.held is None and NOISE.match(_last_state(line)) and self.message():
-            self.held = []
-        if self.held is not None:
-            self.held.append(line)
-        else:
-            self._show(line[self.shown :])
-            self._record(line)
-        self.shown = 0
-
-    def message(self) -> str:
-        """The errors reported so far; ranks that met the same one have written the same lines."""
-        try:
-            return "\n".join(dict.fromkeys(self.errors.read_text().splitlines()))
-        except FileNotFoundError:
-            return ""
-
-    def _write(self, line: bytes) -> None:
-        self._show(line)
-        self._record(line)
-
-    def _record(self, line: bytes) -> None:
-        self.log.write(_last_state(line))
-        self.log.flush()
-
-    def _show(self, data: bytes) -> None:
-        # The terminal may be gone; the training must not die of it.
-        with contextlib.suppress(OSError):
-            self.terminal.write(data)
-            self.terminal.flush()
-
-
-def _last_state(line: bytes) -> bytes:
-    """A finished line as it looks in the end: what follows its last carriage return."""
-    return line.rstrip(b"\r\n").rpartition(b"\r")[2] + b"\n"

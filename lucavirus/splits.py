@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lucavirus.config import Settings, Split
+from lucavirus.config import Settings
+from lucavirus.config_data import Split
 from lucavirus.distributed import Ranks
 from lucavirus.files import replace_text
 from lucavirus.shards import Shard, checksum, read_index, write_arrays

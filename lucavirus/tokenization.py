@@ -18,7 +18,8 @@ from lucavirus.alphabet import OTHER_BASE, UNK
 from lucavirus.annotations import Labels
 from lucavirus.batches import Batch, Record
 from lucavirus.blocks import Unit, plan_units
-from lucavirus.config import Settings, Source
+from lucavirus.config import Settings
+from lucavirus.config_data import Source
 from lucavirus.counters import U64
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError

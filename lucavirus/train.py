@@ -17,7 +17,7 @@ from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import joined
-from lucavirus.errors import Preempted, UserError
+from lucavirus.errors import TIME_LIMIT, Preempted, UserError
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json
 from lucavirus.flops import encoder_flops, peak_flops
@@ -26,6 +26,7 @@ from lucavirus.loader import Batches, updates
 from lucavirus.model import count_parameters
 from lucavirus.plan import crosses
 from lucavirus.publish import publish_history, publish_model
+from lucavirus.staging import staged
 from lucavirus.start import Started, start
 from lucavirus.state import PLACE, STATISTICS, task_losses
 
@@ -35,8 +36,13 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
-    with joined(chosen_run(settings, name).device) as ranks, only_owner(work) if ranks.first else nullcontext():
-        trainer = Trainer(start(settings, name, data, work, ranks))
+    with (
+        StopRequest().listening() as stop_request,  # from the start: a signal before the first update kills no rank
+        joined(chosen_run(settings, name).device, announce=True) as ranks,
+        only_owner(work) if ranks.first else nullcontext(),
+    ):
+        local = staged(data, chosen_run(settings, name).stage_shards_to)
+        trainer = Trainer(start(settings, name, local, work, ranks), stop_request)
         try:
             trainer.run_to_end()
         finally:
@@ -50,13 +56,13 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 class Trainer:
     """One rank of a training."""
 
-    def __init__(self, started: Started) -> None:
+    def __init__(self, started: Started, stop_request: StopRequest) -> None:
         self.prepared, self.ranks, self.last_update = started.prepared, started.ranks, started.last_update
         self.run, self.plan = started.prepared.run, started.prepared.plan
         self.checkpoints, self.state, self.history = started.checkpoints, started.state, started.history
         self.updater, self.model = started.updater, started.updater.model
         self.compute = started.updater.compute
-        self.stop_request = StopRequest()
+        self.stop_request = stop_request
         self._last_save = time.monotonic()
         self._window_start, self._data_seconds = time.perf_counter(), 0.0
 
@@ -75,19 +81,20 @@ class Trainer:
             self.ranks.rank, self.ranks.world_size, equal_packs=self.compute.parallel == "fsdp",
         )  # fmt: skip
         self.history.start_bar(self.state.update, self.last_update)
-        with self.stop_request.listening():
-            self._boundary()
-            packs = updates(batches, self.state.update, self.last_update, self.ranks.device)
-            while not self.done:
-                wishes = self._update(packs)
-                # Who is asked to end has no time for an evaluation; the next start makes up for it.
-                if not wishes["stop"]:
-                    self._boundary()
-                if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
-                    self._save(scheduled=False)
-                if wishes["stop"]:
-                    self.checkpoints.finish()
-                    raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue")
+        self._boundary()
+        packs = updates(batches, self.state.update, self.last_update, self.ranks.device)
+        while not self.done:
+            wishes = self._update(packs)
+            # Who is asked to end has no time for an evaluation; the next start makes up for it.
+            if not wishes["stop"]:
+                self._boundary()
+            if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
+                self._save(scheduled=False)
+            if wishes["stop"]:
+                self.checkpoints.finish()
+                self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
+                why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
+                raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
 
     def _update(self, packs: Iterator[list[Any]]) -> dict[str, bool]:
         """One update, counted and logged; returns what any rank wishes: to stop, to save."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from lucavirus.annotations import Annotation, Labels, check_labels, close_to, parse_labels, read_annotations, read_lines
 from lucavirus.batches import Batch, Record
-from lucavirus.config import Settings, Source
+from lucavirus.config import Settings
+from lucavirus.config_data import Source
 from lucavirus.errors import UserError
 from lucavirus.fasta import scan_ids
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule

@@ -17,6 +17,7 @@ from lucavirus.config import OPERATIONAL, Settings
 from lucavirus.config_load import load_settings
 from lucavirus.continuing import changed_settings, refusal
 from lucavirus.errors import UserError
+from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
 # The rules' `python` is the one that runs Snakemake, whether or not its environment is activated.
@@ -62,6 +63,24 @@ def write_settings() -> None:
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     unfinished.write_text(SETTINGS.model_dump_json(indent=2))
     unfinished.replace(file)
+
+
+def refuse_second_trainings() -> None:
+    """An error where Slurm has a job already for a training that is about to start, as after the death of a Snakemake."""
+    wanted = sorted(job.wildcards.run for job in workflow.dag.needrun_jobs() if job.rule.name == "train")
+    try:
+        found = {run: trainings(run, Path.cwd()) for run in wanted}
+    except UserError as error:  # no answer: the job itself looks again before it trains
+        logger.warning(f"Slurm does not say which trainings it has: {error}")
+        return
+    busy = [f"run {run} is trained by {', '.join(map(str, jobs))}" for run, jobs in found.items() if jobs]
+    if busy:
+        raise ConfigurationError(
+            "\n".join(busy)
+            + "\n  What to do: wait until it has left the queue (squeue --me), then type the same command "
+            "again; or end it first with scancel and its number (it saves, nothing is lost). Its log: train.log in "
+            "the work folder of the run"
+        )
 
 
 def alternatives(names) -> str:
@@ -145,31 +164,99 @@ def gpus_here() -> int:
     return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
-def default_resources() -> list[str]:
-    """Names of the resources that a profile gives to every rule."""
-    return list(workflow.resource_settings.default_resources or ())
+def default_resource(name: str):
+    """What the profile gives to every rule under this name, as it is written there; None without."""
+    given = workflow.resource_settings.default_resources or {}
+    # Not its value: Snakemake takes a word for an expression, which it evaluates in rules only.
+    return str(given[name].raw).strip("'\"") if name in given else None
+
+
+def on_slurm() -> bool:
+    """True where jobs go to Slurm: profiles/slurm says how many nodes a job takes, in dry runs too."""
+    return default_resource("nodes") is not None
 
 
 def gpus_asked(wildcards) -> int:
-    """GPUs a job of the run asks for: the recipe's on a cluster, at most what is there on this machine."""
+    """GPUs a job of the run asks for on its node: the recipe's on a cluster, at most what is there on this machine."""
     run = SETTINGS.runs[wildcards.run]
     if run.device == "cpu":
         return 0
-    # In a dry run no executor is there to be asked; a profile of a cluster says how many nodes a job takes.
-    submits = workflow.non_local_exec or (workflow.dryrun and "nodes" in default_resources())
-    cluster = submits or workflow.exec_mode == ExecMode.REMOTE
+    if on_slurm():
+        return run.gpus // run.nodes
+    cluster = workflow.non_local_exec or workflow.exec_mode == ExecMode.REMOTE
     return run.gpus if cluster else min(run.gpus, gpus_here())
 
 
 def threads_asked(wildcards) -> int:
-    """Threads of a job of the run: a training process and its data loaders for each GPU."""
+    """Threads of a job of the run on its node: a training process and its data loaders for each GPU."""
     gpus = gpus_asked(wildcards)
     return gpus * (1 + SETTINGS.runs[wildcards.run].worker_num) if gpus else CPU_THREADS
 
 
+# Slurm's plugin gives `gpu` to sbatch as a number over all nodes, which Slurm may spread unevenly: there, GPUs are asked
+# for as `gres`, a number on each node. A resource that is None is none.
+
+
+def gpus_of_machine(wildcards):
+    """GPUs that a job of the run takes of this machine, or of another scheduler than Slurm."""
+    return None if on_slurm() else gpus_asked(wildcards)
+
+
+def gpus_of_node(wildcards):
+    """GPUs that a job of the run takes of each node, with the model that the profile wants: gpu:h100:8."""
+    words = ["gpu", default_resource("gpu_type"), gpus_asked(wildcards)]
+    return ":".join(str(word) for word in words if word) if on_slurm() and gpus_asked(wildcards) else None
+
+
+# With `mpi` a rule runs in the job itself, where its own srun starts a step on all nodes. Without, it runs in a step on
+# one node, in which no srun reaches the others and only the first process gets the signals: Snakemake.
+
+
+def mpi_of_training(wildcards):
+    """On Slurm, the start of a training's own steps."""
+    return "srun" if on_slurm() else None
+
+
+def nodes_of_training(wildcards) -> int:
+    """Nodes of a training."""
+    return SETTINGS.runs[wildcards.run].nodes if on_slurm() else 1
+
+
+def tasks_of_training(wildcards):
+    """Tasks that sbatch reserves on each node of a training; with `mpi` the plugin wants at least 2."""
+    run = SETTINGS.runs[wildcards.run]
+    return max(2, gpus_asked(wildcards) or run.cpu_ranks) if on_slurm() else None
+
+
+def cpus_of_task(wildcards) -> int:
+    """CPUs of each such task, so that together they are the training's."""
+    return -(-threads_asked(wildcards) // (tasks_of_training(wildcards) or 1))
+
+
 def ranks(wildcards, resources) -> int:
-    """Processes that torchrun starts: one a GPU of the job, without GPU as the run says."""
-    return resources.get("gpu", 0) or SETTINGS.runs[wildcards.run].cpu_ranks
+    """Processes on a node: one a GPU of the job, without GPU as the run says."""
+    gpus = gpus_asked(wildcards) if on_slurm() else resources.get("gpu", 0)
+    return gpus or SETTINGS.runs[wildcards.run].cpu_ranks
+
+
+def gpus_held(wildcards, resources) -> str:
+    """The launcher's word to take free GPUs of this machine; without a scheduler nobody else shares them out."""
+    gpus = resources.get("gpu", 0)
+    return f" --gpus {gpus}" if gpus and not workflow.exec_mode == ExecMode.REMOTE else ""
+
+
+def training_start(wildcards, resources) -> str:
+    """How a training's processes are started: by torchrun, on Slurm one a node.
+
+    After the first node has ended the others get a minute to end too: with all saved, none has anything left to do.
+    """
+    if not on_slurm():
+        return f"torchrun --standalone --nproc-per-node {ranks(wildcards, resources)}"
+    cpus = resources.tasks_per_node * resources.cpus_per_task
+    return (
+        f"srun --nodes={resources.nodes} --ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}"
+        f" --cpu-bind=none --export=ALL --wait=60 --unbuffered torchrun --nproc-per-node {ranks(wildcards, resources)}"
+    )
 
 
 # Targets that loops make.

@@ -21,17 +21,20 @@ rule evaluate:
         "../environment.yml"
     threads: threads_asked
     resources:
-        gpu=gpus_asked,
+        gpu=gpus_of_machine,
+        gres=gpus_of_node,
+        tasks_per_gpu=0,
         cpus_per_task=threads_asked,
         mem_mb=16000,
         runtime=240,
     params:
+        held=gpus_held,
         ranks=ranks,
         data=results_folder,
         settings=SETTINGS_FILE,
         identity=train_identity,
     shell:
-        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"
+        "exec python workflow_scripts/launch.py --log {log}{params.held} torchrun --standalone --nproc-per-node {params.ranks}"
         " workflow_scripts/evaluate.py"
         " --settings {params.settings}"
         " --run-name {wildcards.run}"

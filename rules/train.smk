@@ -22,20 +22,28 @@ rule train:
         "../environment.yml"
     threads: threads_asked
     resources:
-        gpu=gpus_asked,
-        cpus_per_task=threads_asked,
+        gpu=gpus_of_machine,
+        gres=gpus_of_node,
+        nodes=nodes_of_training,
+        mpi=mpi_of_training,
+        tasks_per_node=tasks_of_training,
+        tasks_per_gpu=0,
+        cpus_per_task=cpus_of_task,
         mem_mb=16000,
         runtime=1440,
+        # Warned 10 minutes before its time limit a training saves and goes back to the queue; its log goes on.
+        slurm_extra="--signal=USR1@600 --open-mode=append",
     params:
-        ranks=ranks,
+        held=gpus_held,
+        start=training_start,
         data=results_folder,
         work=work_folder,
         folder=subpath(output.training, parent=True),
         settings=SETTINGS_FILE,
         identity=train_identity,
     shell:
-        "exec python workflow_scripts/launch.py --log {log} --guard {params.work}"
-        " torchrun --standalone --nproc-per-node {params.ranks}"
+        "exec python workflow_scripts/launch.py --log {log} --guard {params.work}{params.held}"
+        " {params.start}"
         " workflow_scripts/train.py"
         " --settings {params.settings}"
         " --run-name {wildcards.run}"

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lucavirus.config import Model, Run, Settings, Source, Split
+from lucavirus.config import Model, Run, Settings
+from lucavirus.config_data import Source, Split
 from lucavirus.dataset import Dataset
 from lucavirus.demo import write_demo
 from lucavirus.distributed import Ranks

@@ -17,10 +17,11 @@ def main() -> int:
     parser.add_argument("--log", type=Path, required=True, help="file that finished lines of output are appended to")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="torchrun ... or python ...")
     parser.add_argument("--guard", type=Path, metavar="DIR", help="work folder that no other training may hold")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of this machine to hold, when so many are free")
     arguments = parser.parse_args()
     if not arguments.command:
         parser.error("the command is missing")
-    return launch(arguments.command, arguments.log, arguments.guard)
+    return launch(arguments.command, arguments.log, arguments.guard, arguments.gpus)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,33 @@ def test_the_launcher_refuses_before_it_starts_anything(
         holder.wait()
     assert status == 1 and not started.exists()
     assert f"going on: process {holder.pid} on" in (tmp_path / "log").read_text()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a stand-in of squeue says."""
+    squeue, says = tmp_path / "bin/squeue", tmp_path / "says"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\nexec cat {says}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(squeue.parent), os.environ["PATH"]]))
+    return says
+
+
+@pytest.mark.parametrize(
+    ("state", "own", "refused"),
+    [("RUNNING", "", True), ("COMPLETING", "8", True), ("RUNNING", "7", False), ("PENDING", "", False)],
+)
+def test_a_job_on_another_node_holds_the_folder_where_no_lock_reaches(
+    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, state: str, own: str, refused: bool
+) -> None:
+    (tmp_path / "lock").write_text(json.dumps({"host": "far", "pid": 1, "job": "7", "since": "then"}))
+    queue.write_text(f"7|{state}|node[1-2]\n")
+    monkeypatch.setenv("SLURM_JOB_ID", own)
+    if refused:
+        with pytest.raises(UserError, match=rf"Slurm job 7 \({state} on node\[1-2\]\)"), only_owner(tmp_path):
+            pass
+    else:
+        with only_owner(tmp_path):
+            assert json.loads((tmp_path / "lock").read_text())["job"] == own
+        assert (tmp_path / "lock").read_text() == ""

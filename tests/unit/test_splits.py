@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucavirus.config import Split
+from lucavirus.config_data import Split
 from lucavirus.splits import assign, drop_leaks, length_histogram
 
 RNG = np.random.default_rng(0)

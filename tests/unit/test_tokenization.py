@@ -13,7 +13,8 @@ import torch
 
 from lucavirus import blocks
 from lucavirus.alphabet import encode
-from lucavirus.config import Run, Settings, Tokenize
+from lucavirus.config import Run, Settings
+from lucavirus.config_data import Tokenize
 from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError

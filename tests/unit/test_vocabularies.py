@@ -16,7 +16,8 @@ import pytest
 
 from lucavirus.batches import Record
 from lucavirus.blocks import Unit
-from lucavirus.config import Settings, Source
+from lucavirus.config import Settings
+from lucavirus.config_data import Source
 from lucavirus.config_load import load_settings
 from lucavirus.errors import UserError
 from lucavirus.fasta import read_fasta

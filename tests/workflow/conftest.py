@@ -27,9 +27,8 @@ TREE = (
 Snakemake = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="module")
-def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tree")
+def copy_tree(root: Path, folder: Path) -> Path:
+    """Copy what Snakemake needs into a folder."""
     for name in TREE:
         source, target = root / name, folder / name
         if source.is_symlink():
@@ -39,6 +38,11 @@ def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(source, target)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_tree(root, tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")

@@ -174,20 +174,44 @@ def test_a_number_of_jobs_is_no_cluster(snakemake: Snakemake) -> None:
         assert "--nproc-per-node 2 workflow_scripts/train.py" in commands(dry, "train.py")[0]
 
 
+@pytest.mark.usefixtures("openvirus")
 def test_the_slurm_profile_asks_for_the_gpus_of_the_recipe(snakemake: Snakemake) -> None:
-    for run, gpus, cpus in [("full", "8", "72"), ("single", "1", "9")]:
-        dry = snakemake("--profile", "slurm", "-n", f"train_{run}")
-        assert f"--nproc-per-node {gpus} workflow_scripts/train.py" in commands(dry, "train.py")[0]
+    wide = 'training={"gpus": 16, "nodes": 2}'
+    for run, words, nodes, gpus, tasks, cpus in [
+        ("full", [], "1", "8", "8", "9"),
+        ("full", ["--config", wide], "2", "8", "8", "9"),
+        # with mpi the plugin wants at least two tasks a node
+        ("single", [], "1", "1", "2", "5"),
+    ]:
+        dry = snakemake("--profile", "slurm", "-n", f"train_{run}", *words)
+        (line,) = commands(dry, "train.py")
+        assert (
+            f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={int(tasks) * int(cpus)}"
+            in line
+        )
+        assert f"torchrun --nproc-per-node {gpus} workflow_scripts/train.py" in line
         asked = resources(dry, "train")
-        assert (asked["gpu"], asked["cpus_per_task"], asked["slurm_partition"]) == (gpus, cpus, "gpu")
-        assert (asked["nodes"], asked["runtime"]) == ("1", "20160")
+        assert (asked["nodes"], asked["gres"]) == (nodes, f"gpu:{gpus}")
+        assert (asked["tasks_per_node"], asked["cpus_per_task"], asked["mpi"]) == (tasks, cpus, "srun")
+        assert (asked["slurm_partition"], asked["runtime"], asked["mem_mb"]) == ("gpu", "1440", "256000")
+        assert "gpu" not in asked and "--signal=USR1@" in asked["slurm_extra"]
     assert resources(dry, "tokenize_source")["slurm_partition"] == "cpu"
+
+
+@pytest.mark.usefixtures("openvirus")
+def test_the_slurm_profile_may_name_the_gpu_model(snakemake: Snakemake) -> None:
+    given = ("--default-resources", "nodes=1", "slurm_partition=cpu", "gpu_type=h100")
+    dry = snakemake("--profile", "slurm", "-n", "evaluate_full", *given)
+    assert [resources(dry, rule)["gres"] for rule in ("train", "evaluate")] == ["gpu:h100:8"] * 2
+    assert "gres" not in resources(dry, "tokenize_source")
 
 
 @pytest.mark.usefixtures("openvirus")
 def test_the_workstation_profile_takes_the_gpus_there_are(snakemake: Snakemake) -> None:
     dry = snakemake("--profile", "profiles/workstation", "-n", "train_full", gpus="0,1")
-    assert "--nproc-per-node 2 workflow_scripts/train.py" in commands(dry, "train.py")[0]
+    (line,) = commands(dry, "train.py")
+    assert "--nproc-per-node 2 workflow_scripts/train.py" in line
+    assert "--guard work/openvirus/full --gpus 2 torchrun --standalone" in line
 
 
 # -- resume ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,17 @@
+# The pipeline's environment, from the same lock as `make demo`. It could not be built where it was written: no Docker there.
+#   docker build -t lucavirus .
+#   docker run --gpus all --ipc=host -u "$(id -u):$(id -g)" -v "$PWD":/run -w /run lucavirus snakemake train_full
+# The clone is mounted, so that results/ and work/ stay outside of the image.
+FROM python:3.11-slim-bookworm
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git procps \
+    && rm -rf /var/lib/apt/lists/*
+
+# torch's wheel brings its CUDA libraries; the driver is the host's.
+COPY requirements.lock /opt/lucavirus/
+RUN python -m venv /opt/lucavirus/venv \
+    && /opt/lucavirus/venv/bin/pip install --no-cache-dir --requirement /opt/lucavirus/requirements.lock
+
+# Snakemake keeps a cache in the home folder, which a user without a name does not have.
+ENV PATH=/opt/lucavirus/venv/bin:$PATH HOME=/tmp

@@ -1,0 +1,56 @@
+"""GPUs of a machine without scheduler, shared out among trainings that do not know of each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+PAUSE_SECONDS = 2.0
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Names of the GPUs that a process may use: those of CUDA_VISIBLE_DEVICES where it is set, else all, by number."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    return [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1")]
+
+
+@contextlib.contextmanager
+def claimed_gpus(count: int, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
+    """Hold `count` of the GPUs for a while; waits until so many are free, and yields the variable that names them.
+
+    All or none are held, so that two who wait never wait for each other. The kernel frees a dead holder's.
+    """
+    told = False
+    while True:
+        with contextlib.ExitStack() as held:
+            mine = _hold(visible_gpus(os.environ), count, held)
+            if len(mine) == count:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if count else {}
+                return
+        if not told:
+            say(f"waits until {count} GPUs are free: only {len(mine)} are, others are held by other trainings here")
+            told = True
+        time.sleep(PAUSE_SECONDS)
+
+
+def _hold(names: Sequence[str], count: int, held: contextlib.ExitStack) -> list[str]:
+    """Hold up to `count` of the named GPUs, each by a name that the kernel gives to one process of the machine."""
+    mine: list[str] = []
+    for name in names:
+        if len(mine) == count:
+            break
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0lucavirus-gpu-{name}")
+        except OSError:
+            claim.close()
+            continue
+        held.enter_context(claim)
+        mine.append(name)
+    return mine

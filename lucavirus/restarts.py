@@ -1,0 +1,105 @@
+"""How a stage's processes ended, and whether the Slurm job that they ran in starts again by itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+from lucavirus import slurm
+from lucavirus.checkpoint import checkpoints
+from lucavirus.errors import TIME_LIMIT, UserError
+from lucavirus.files import replace_json
+
+# Starts after crashes in a row, without a newer checkpoint in between: for nodes that fail, not for bugs.
+CRASHES = 2
+# Slurm ends a job that was given back within seconds; its answer may be later than that.
+_GIVEN_BACK_SECONDS = 300
+# What the launcher itself needs before the time limit, when the training has not saved and ended by then.
+_LAST_SECONDS, _ASK_AGAIN_SECONDS = 30.0, 60.0
+
+
+class Ending(Enum):
+    """How the processes ended."""
+
+    DONE = "done"
+    REFUSED = "a mistake of the user, which another start would meet again"
+    TIME_LIMIT = "saved at the scheduler's warning before the time limit"
+    TIME_IS_OVER = "had not saved and ended when the time limit came"
+    ASKED = "ended because somebody asked for it"
+    CRASHED = "failed, as programs and nodes do"
+
+
+def ending(status: int, message: str, *, told: bool) -> Ending:
+    """The ending by exit status and reported message; `told` when the launcher itself got a signal to end."""
+    if status == 0:
+        return Ending.DONE
+    if message.startswith("preempted"):
+        return Ending.TIME_LIMIT if TIME_LIMIT in message and not told else Ending.ASKED
+    if message:
+        return Ending.REFUSED
+    return Ending.ASKED if told else Ending.CRASHED
+
+
+class Restarts:
+    """Decides about a Slurm job's next start; crashes are counted in a file, which is given with its first name.
+
+    `work` is the folder of a training's checkpoints: a newer one there makes the count begin anew.
+    """
+
+    def __init__(self, file: Path, work: Path | None, job: str) -> None:
+        self.file, self.work, self.job = file, work, job
+
+    def follow_up(self, end: Ending, say: Callable[[str], None]) -> None:
+        """Give the job back to the queue where it has to go on; does not return then."""
+        if not self.job or end in (Ending.DONE, Ending.REFUSED):
+            self.file.unlink(missing_ok=True)
+            return
+        try:
+            reason = self._reason(end)
+            if reason:
+                say(f"{reason}: Slurm job {self.job} waits in the queue again and goes on by itself")
+                slurm.requeue(self.job)
+                time.sleep(_GIVEN_BACK_SECONDS)  # Slurm ends this process
+        except UserError as error:
+            say(f"error: the job could not be given back to the queue: {error}")
+
+    def _reason(self, end: Ending) -> str:
+        if end is Ending.TIME_LIMIT:
+            return "the time limit is near, all is saved"
+        if end is Ending.ASKED:
+            return "a more urgent job takes the nodes" if slurm.being_preempted(self.job) else ""
+        crashes = self._count_crash()
+        what = "the time limit came before all was saved" if end is Ending.TIME_IS_OVER else "failed"
+        return f"{what} (start {crashes} of {CRASHES} after a failure)" if crashes <= CRASHES else ""
+
+    def _count_crash(self) -> int:
+        newest = [path.name for path in checkpoints(self.work / "checkpoints")[:1]] if self.work else []
+        now = {"job": self.job, "checkpoint": newest}
+        before = json.loads(self.file.read_text()) if self.file.exists() else {}
+        same = {key: before.get(key) for key in now} == now
+        crashes = 1 + (before["crashes"] if same else 0)
+        replace_json(self.file, {**now, "crashes": crashes})
+        return int(crashes)
+
+
+class TimeLimit:
+    """The end of a Slurm job, which its operator may put off while it runs; never without job."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.ask_at = time.time() if job else float("inf")
+
+    def is_over(self) -> bool:
+        """True when the job is about to be ended, and there is just time to give it back to the queue."""
+        now = time.time()
+        if now < self.ask_at:
+            return False
+        try:
+            last_call = slurm.end_time(self.job) - _LAST_SECONDS
+        except UserError:  # the controller is away: the training goes on, and we ask again
+            last_call = now + _ASK_AGAIN_SECONDS
+        self.ask_at = max(last_call, now + 1)
+        return now >= last_call

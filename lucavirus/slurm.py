@@ -1,0 +1,148 @@
+"""What we ask of Slurm: who trains what, whether our job is being preempted, and to start our job again.
+
+Imports no torch: Snakemake and the launcher ask too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lucavirus.errors import UserError
+
+# Below the ports that the kernel gives to outgoing connections (32768 and above), so that none of those takes ours.
+FIRST_PORT, PORTS = 20000, 12768
+# A controller may be away for minutes; who was asked to save has that time before the limit.
+PATIENCE_SECONDS, PAUSE_SECONDS = 600.0, 5.0
+_QUERY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the queue."""
+
+    number: str
+    state: str
+    nodes: str
+
+    def __str__(self) -> str:
+        where = f" on {self.nodes}" if self.nodes else ""
+        return f"Slurm job {self.number} ({self.state}{where})"
+
+
+def own_job() -> str:
+    """The number of the Slurm job that this process is in; empty outside of one."""
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
+def _ask(*words: str) -> str:
+    """What a Slurm command says. Raises UserError when it fails or does not answer."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"no answer within {_QUERY_SECONDS} s", where=words[0]) from None
+    except FileNotFoundError:  # inside an image
+        raise UserError("is not installed here", where=words[0]) from None
+    if done.returncode:
+        raise UserError(done.stderr.strip() or f"exit status {done.returncode}", where=" ".join(words))
+    return done.stdout
+
+
+def trainings(run: str, folder: Path) -> list[Job]:
+    """Jobs in the queue, waiting or running, that train `run` and were submitted from `folder`; [] without Slurm."""
+    if shutil.which("squeue") is None:
+        return []
+    answer = _ask("squeue", "--me", "--noheader", "--format=%i|%T|%N|%k|%Z")
+    return parse_trainings(answer, run, folder)
+
+
+def parse_trainings(answer: str, run: str, folder: Path) -> list[Job]:
+    """The jobs that train `run`, from lines `id|state|nodes|comment|folder`; Snakemake's comments name rule and run."""
+    jobs = []
+    for line in answer.splitlines():
+        number, state, nodes, comment, at = line.strip().split("|", 4)
+        if comment == f"rule_train_wildcards_{run}" and Path(at) == folder:
+            jobs.append(Job(number, state, nodes))
+    return jobs
+
+
+def living(number: str) -> Job | None:
+    """The job of this number if it still waits, runs or ends; None when it is gone, or Slurm cannot be asked here."""
+    if shutil.which("squeue") is None:
+        return None
+    # Without --jobs: squeue fails on a number that it has forgotten.
+    for line in _ask("squeue", "--me", "--noheader", "--format=%i|%T|%N").splitlines():
+        found, state, nodes = line.strip().split("|")
+        if found == number:
+            return Job(number, state, nodes)
+    return None
+
+
+def fields(number: str) -> dict[str, str]:
+    """What `scontrol show job` says of a job."""
+    words = _ask("scontrol", "--oneliner", "show", "job", number).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def being_preempted(number: str) -> bool:
+    """True when Slurm is about to take a job's nodes away for a more urgent one."""
+    return fields(number).get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+
+
+def end_time(number: str) -> float:
+    """When Slurm will end the job, as seconds since the epoch; infinity without limit."""
+    try:
+        return datetime.datetime.fromisoformat(fields(number).get("EndTime", "Unknown")).timestamp()
+    except ValueError:  # Unknown
+        return float("inf")
+
+
+def requeue(number: str) -> None:
+    """Give the own job back to the queue, which ends it here and starts it again later under the same number.
+
+    Waits for a controller that does not answer. A job that was cancelled meanwhile stays cancelled. Raises UserError
+    where Slurm refuses.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            if fields(number).get("JobState") == "RUNNING":
+                _ask("scontrol", "requeue", number)
+            return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_SECONDS)
+
+
+def meeting_point(number: str) -> tuple[str, int]:
+    """Host and port at which the job's nodes find each other; to be called on the first of them.
+
+    Jobs that share a node have different numbers, so that they try different ports; what else holds a port is seen.
+    """
+    first = int(number) % PORTS
+    for offset in range(PORTS):
+        port = FIRST_PORT + (first + offset) % PORTS
+        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return socket.gethostname(), port
+    raise UserError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}", where=socket.gethostname(),
+                    hint="too many programs listen on this node; ss -ltnp lists them")  # fmt: skip
+
+
+def across_nodes(command: Sequence[str], python: str) -> list[str]:
+    """`srun OPTIONS torchrun ARGUMENTS` with our node program, which needs the meeting point, in torchrun's place."""
+    at = list(command).index("torchrun")
+    host, port = meeting_point(own_job())
+    node = [python, "-m", "lucavirus.node", "--master-addr", host, "--master-port", str(port)]
+    return [*command[:at], *node, *command[at + 1 :]]

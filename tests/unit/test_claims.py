@@ -1,0 +1,49 @@
+"""GPUs held by trainings that do not know of each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lucavirus import claims
+from lucavirus.claims import claimed_gpus, visible_gpus
+
+HOLD = "import sys; from lucavirus.claims import claimed_gpus\n"
+HOLD += "with claimed_gpus(2, print) as env: print(env['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+
+
+def never(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_visible_gpus_are_those_of_the_variable() -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-77,-1"}) == ["3", "GPU-77"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+def test_two_never_share_and_a_dead_holder_frees_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "t0,t1,t2,t3")
+    monkeypatch.setattr(claims, "PAUSE_SECONDS", 0.05)
+    pipe = subprocess.PIPE
+    other = subprocess.Popen([sys.executable, "-c", HOLD], cwd=root, stdin=pipe, stdout=pipe, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "t0,t1\n"
+    said = []
+
+    def end_other(text: str) -> None:
+        said.append(text)
+        other.kill()
+        other.wait()
+
+    with claimed_gpus(2, never) as mine:
+        assert mine == {"CUDA_VISIBLE_DEVICES": "t2,t3"}
+    with claimed_gpus(3, end_other) as mine:
+        assert mine == {"CUDA_VISIBLE_DEVICES": "t0,t1,t2"}
+    assert said == ["waits until 3 GPUs are free: only 2 are, others are held by other trainings here"]
+
+
+def test_without_gpus_nothing_changes() -> None:
+    with claimed_gpus(0, never) as mine:
+        assert mine == {}

@@ -1,0 +1,155 @@
+"""What follows from how a Slurm job ended, whose job trains what, and one node's torchrun."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from lucavirus import restarts, slurm
+from lucavirus.errors import TIME_LIMIT, UserError
+from lucavirus.node import node_command
+from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
+from lucavirus.slurm import FIRST_PORT, PORTS, Job, meeting_point, parse_trainings
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "told", "expected"),
+    [
+        (0, "", False, Ending.DONE),
+        (1, f"preempted: saved\n{TIME_LIMIT}", False, Ending.TIME_LIMIT),
+        (1, f"preempted: saved\n{TIME_LIMIT}", True, Ending.ASKED),  # scancel: srun passes TERM on as USR1
+        (1, "preempted: saved", False, Ending.ASKED),
+        (1, "error: a mistake", False, Ending.REFUSED),
+        (1, "", True, Ending.ASKED),
+        (137, "", False, Ending.CRASHED),
+    ],
+)
+def test_endings(status: int, message: str, told: bool, expected: Ending) -> None:
+    assert ending(status, message, told=told) is expected
+
+
+@pytest.fixture
+def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Numbers of the jobs that were given back."""
+    numbers: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", numbers.append)
+    monkeypatch.setattr(slurm, "being_preempted", lambda number: False)
+    monkeypatch.setattr(restarts, "_GIVEN_BACK_SECONDS", 0)
+    return numbers
+
+
+def test_crashes_without_progress_come_to_an_end(tmp_path: Path, requeued: list[str]) -> None:
+    job = Restarts(tmp_path / "count", None, "7")
+    for _ in range(5):
+        job.follow_up(Ending.CRASHED, lambda text: None)
+    assert requeued == ["7", "7"]
+
+
+def test_the_time_limit_never_counts_and_others_end(tmp_path: Path, requeued: list[str]) -> None:
+    job = Restarts(tmp_path / "count", None, "7")
+    for _ in range(9):
+        job.follow_up(Ending.TIME_LIMIT, lambda text: None)
+    assert requeued == ["7"] * 9
+    for end in (Ending.DONE, Ending.REFUSED, Ending.ASKED):
+        job.follow_up(end, lambda text: None)
+    Restarts(tmp_path / "count", None, "").follow_up(Ending.CRASHED, lambda text: None)  # not in a job
+    assert len(requeued) == 9
+
+
+def test_trainings_of_a_run_in_a_folder() -> None:
+    answer = (
+        "3|RUNNING|node[1-2]|rule_train_wildcards_full|/a/b\n"
+        "4|PENDING||rule_train_wildcards_full|/a/b\n"
+        "5|RUNNING|node3|rule_train_wildcards_full_2|/a/b\n"
+        "6|RUNNING|node3|rule_train_wildcards_full|/a/c\n"
+        "7|RUNNING|node3|rule_evaluate_wildcards_full|/a/b\n"
+    )
+    found = parse_trainings(answer, "full", Path("/a/b"))
+    assert found == [Job("3", "RUNNING", "node[1-2]"), Job("4", "PENDING", "")]
+    assert str(found[0]) == "Slurm job 3 (RUNNING on node[1-2])"
+
+
+def test_a_port_that_is_taken_is_passed_over() -> None:
+    _, port = meeting_point("12345")
+    assert FIRST_PORT <= port < FIRST_PORT + PORTS
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind(("", port))
+        assert meeting_point("12345")[1] == port + 1
+    assert meeting_point("12345")[1] == port != meeting_point("12346")[1]
+
+
+def test_a_node_starts_a_process_for_each_gpu_it_got() -> None:
+    words = ["--master-addr", "n1", "--master-port", "20007", "--nproc-per-node", "3", "train.py", "--settings", "s"]
+    step = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_CPUS_PER_TASK": "24"}
+    command, variables = node_command(words, step | {"SLURM_GPUS_ON_NODE": "4"})
+    assert command[-3:] == ["train.py", "--settings", "s"]
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=n1", "--master-port=20007", "--nproc-per-node=4"} <= set(
+        command
+    )
+    assert variables["OMP_NUM_THREADS"] == "6"
+    assert "--nproc-per-node=3" in node_command(words, step)[0]
+
+
+def test_without_slurm_nobody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.trainings("full", Path(os.curdir)) == []
+    with pytest.raises(UserError, match="is not installed here"):
+        slurm.fields("7")
+
+
+def test_a_newer_checkpoint_makes_the_count_begin_anew(tmp_path: Path, requeued: list[str]) -> None:
+    job = Restarts(tmp_path / "count", tmp_path, "7")
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoints/step-{step}").mkdir(parents=True)
+        for _ in range(2):
+            job.follow_up(Ending.TIME_IS_OVER, lambda text: None)
+    assert len(requeued) == 6
+    job.follow_up(Ending.CRASHED, lambda text: None)
+    assert len(requeued) == 6
+
+
+def test_the_last_call_before_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, end = [1000.0], [2000.0]
+    monkeypatch.setattr(restarts.time, "time", lambda: now[0])
+    monkeypatch.setattr(slurm, "end_time", lambda number: end[0])
+    limit = TimeLimit("7")
+    assert not limit.is_over()
+    now[0], end[0] = 1971.0, 5000.0  # the operator has put it off
+    assert not limit.is_over()
+    now[0] = 4971.0
+    assert limit.is_over()
+    assert not TimeLimit("").is_over()
+
+
+def test_a_controller_that_is_away_at_the_last_call_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(number: str) -> float:
+        raise UserError("no answer")
+
+    now = [1000.0]
+    monkeypatch.setattr(restarts.time, "time", lambda: now[0])
+    monkeypatch.setattr(slurm, "end_time", away)
+    limit = TimeLimit("7")
+    assert not limit.is_over()
+    monkeypatch.setattr(slurm, "end_time", lambda number: 1040.0)
+    now[0] = 1059.0
+    assert not limit.is_over()  # not asked yet
+    now[0] = 1061.0
+    assert limit.is_over()
+
+
+def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    states = iter(["COMPLETING", "RUNNING"])
+
+    def answer(*words: str) -> str:
+        asked.append(words)
+        return f"JobId=7 JobState={next(states)} Comment=x" if words[:2] == ("scontrol", "--oneliner") else ""
+
+    monkeypatch.setattr(slurm, "_ask", answer)
+    slurm.requeue("7")
+    assert ("scontrol", "requeue", "7") not in asked
+    slurm.requeue("7")
+    assert asked[-1] == ("scontrol", "requeue", "7")

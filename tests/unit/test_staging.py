@@ -1,0 +1,61 @@
+"""Shards copied to a node's own disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from lucavirus.errors import UserError
+from lucavirus.staging import staged
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "shared/results"
+    (folder / "shards/g").mkdir(parents=True)
+    (folder / "shards/g/index.json").write_text("{1}")
+    (folder / "shards/g/part.h5").write_text("tokens")
+    (folder / "datasets").mkdir()
+    (folder / "datasets/train.h5").write_text("rows")
+    return folder
+
+
+def test_without_the_setting_data_are_read_where_they_are(data: Path) -> None:
+    assert staged(data, None) is data
+
+
+def test_shards_are_copied_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
+    local = staged(data, "$NODE_DISK/x")
+    assert local.parent == tmp_path / "node/x"
+    (data / "shards/g/part.h5").unlink()  # read from the copy
+    assert (local / "shards/g/part.h5").read_text() == "tokens"
+    assert (local / "datasets/train.h5").read_text() == "rows"
+    assert staged(data, "${NODE_DISK}/x") == local
+    (data / "shards/g/index.json").write_text("{2}")  # other shards are another copy
+    assert staged(data, "$NODE_DISK/x") != local
+
+
+def test_a_copy_that_fails_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("lucavirus.staging.shutil.copytree", fail)
+    with pytest.raises(OSError, match="disk full"):
+        staged(data, str(tmp_path / "node"))
+    assert [path.name for path in (tmp_path / "node").iterdir()] == [".lucavirus.lock"]
+
+
+def test_a_variable_that_is_not_set_and_a_disk_too_small(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(UserError, match="NOT_SET is not set on"):
+        staged(data, "$NOT_SET/x")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 3))
+    with pytest.raises(UserError, match="GiB"):
+        staged(data, str(tmp_path / "node"))
