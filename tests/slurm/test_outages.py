@@ -29,6 +29,8 @@ def test_without_its_snakemake_a_training_goes_on_and_no_second_one_starts(demo:
 
 
 def test_a_controller_that_is_away_is_waited_for(demo: Demo, whole: Demo, cluster: Cluster) -> None:
+    """The training goes on without a controller. Snakemake: only where no query falls into the outage, because without
+    accounting its plugin turns to sacct then and stays there (docs/cluster.md)."""
     demo.profile(gres="gpu:h100:4")
     process = demo.snakemake("train_full")
     demo.wait_for(demo.reached(4))
