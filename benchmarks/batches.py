@@ -58,7 +58,7 @@ def _tokens(packs: Iterable[Pack]) -> int:
 
 def _in_process(batches: Batches, count: int) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
-    tokens = sum(_tokens(batches[update]) for update in range(count))
+    tokens = sum(_tokens(batches.packs(update)) for update in range(count))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu}
 
@@ -106,10 +106,10 @@ def read_spread(data: Path, count: int) -> None:
     run = _RUN
     dataset = Dataset(data, run.molecules, "train", run.model.max_length, run.tasks)
     batches = Batches(dataset, run, Plan.of(run, len(dataset)), {}, CAPACITIES[1], 0, 1)
-    batches[0]
+    batches.packs(0)
     first, before = time.perf_counter() - started, anonymous_mb()
     last = batches.plan.updates_per_epoch - 1
-    tokens = sum(_tokens(batches[number * last // count]) for number in range(count))
+    tokens = sum(_tokens(batches.packs(number * last // count)) for number in range(count))
     print(json.dumps({"first_update_s": first, "before_mb": before, "after_mb": anonymous_mb(), "tokens": tokens}))
 
 

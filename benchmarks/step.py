@@ -82,7 +82,7 @@ def _ours(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:
     updater = Updater(model, run, make_compute(run, torch.device("cpu")), 1000, ALONE)
     updater.compute = updater.compute.with_capacity(training_capacity(updater, prepared.classes))
     batches = Batches(prepared.train, run, prepared.plan, prepared.classes, updater.compute.capacity, 0, 1)
-    return lambda update, packs: updater.step(update + 1, packs, {}), lambda update: batches[update]
+    return lambda update, packs: updater.step(update + 1, packs, {}), batches.packs
 
 
 def _stand_in(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:

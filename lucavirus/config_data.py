@@ -21,6 +21,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
 def setting(default: Any, description: str, **rules: Any) -> Any:
+    """A setting with its default and the sentence that documents it; `rules` are pydantic's."""
     return Field(default, description=description, **rules)
 
 

@@ -16,6 +16,7 @@ from lucavirus.config import Run
 from lucavirus.dataset import Dataset
 from lucavirus.masking import EVALUATION_EPOCH
 from lucavirus.packing import Pack, empty_pack, fill, make_pack
+from lucavirus.parcels import Parcel
 from lucavirus.plan import Indices, Plan, pack, sequence_costs, share
 
 # Sequences from which the packs of an evaluation are chosen together.
@@ -23,7 +24,7 @@ _EVALUATION_POOL = 512
 
 
 @dataclass(frozen=True)
-class Batches(TorchDataset[list[Pack]]):
+class Batches(TorchDataset[Parcel]):
     """The packs of one rank, by update: item u depends on nothing but u.
 
     With `equal_packs` every rank has the same number of packs in an update; some may be empty.
@@ -38,15 +39,20 @@ class Batches(TorchDataset[list[Pack]]):
     world_size: int
     equal_packs: bool = False
 
-    def __getitem__(self, update: int) -> list[Pack]:
+    def __getitem__(self, update: int) -> Parcel:
+        return Parcel.of(self.packs(update))
+
+    def packs(self, update: int) -> list[Pack]:
+        """The packs of an update, the fullest last: the reduction hides behind its backward pass."""
         samples = self.plan.update_samples(update)
         lengths = self.dataset.lengths(samples)
         shares = share(sequence_costs(lengths, self.run.model.hidden_size), self.world_size)
         mine, epoch = shares[self.rank], self.plan.position(update).epoch
-        packs = [self._pack(samples[mine[members]], epoch) for members in pack(lengths[mine], self.capacity)]
+        groups = sorted(pack(lengths[mine], self.capacity), key=lambda members: int(lengths[mine][members].sum()))
+        packs = [self._pack(samples[mine[members]], epoch) for members in groups]
         if self.equal_packs:
             most = max(len(pack(lengths[theirs], self.capacity)) for theirs in shares)
-            packs += [empty_pack()] * (most - len(packs))
+            packs = [empty_pack()] * (most - len(packs)) + packs
         return packs
 
     def _pack(self, samples: Indices, epoch: int) -> Pack:
@@ -68,7 +74,8 @@ def updates(batches: Batches, first: int, last: int, device: torch.device) -> It
     loader = DataLoader(
         batches, batch_size=None, sampler=range(first, last), num_workers=workers, **options
     )  # fmt: skip
-    yield from loader
+    for parcel in loader:
+        yield parcel.open(device)
 
 
 def _ignore_signals(_: int) -> None:

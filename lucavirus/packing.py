@@ -88,14 +88,11 @@ class Pack:
         }  # fmt: skip
 
     def to(self, device: torch.device) -> Self:
-        """Copy to a device, without waiting where the memory is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Copy to a device."""
+        return self.map(lambda tensor: tensor.to(device))
 
-    def pin_memory(self) -> Self:
-        """Copy to pinned memory; the data loader calls it by this name."""
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Change every tensor, in a fixed order."""
         labels = {task: labels.map(change) for task, labels in self.labels.items()}
         return type(self)(
             change(self.tokens), change(self.types), change(self.positions), change(self.cu_seqlens),
