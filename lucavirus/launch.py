@@ -66,14 +66,16 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     # Beside the log, because ranks on other nodes do not share /tmp.
     errors = Path(f"{log.resolve()}.errors")
     errors.unlink(missing_ok=True)
-    restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, slurm.own_job())
+    # The job is ours to give back where the workflow has submitted it (rules/common.smk), not in a user's own.
+    job = slurm.own_job() if "LUCAVIRUS_OWN_JOB" in os.environ else ""
+    restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, job)
     with contextlib.ExitStack() as held:
         output = Output(sys.stdout.buffer, held.enter_context(log.open("ab")), errors)
         chosen = held.enter_context(claimed_gpus(gpus, output.say))
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)
         watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON)
-        if not _follow(child, watch, output, TimeLimit(slurm.own_job() if guard else "")):
+        if not _follow(child, watch, output, TimeLimit(job if guard else "")):
             restarts.follow_up(Ending.TIME_IS_OVER, output.say)
             _end_leftovers()
             return 1

@@ -176,6 +176,11 @@ def on_slurm() -> bool:
     return default_resource("nodes") is not None
 
 
+# In a job that the workflow has submitted the launcher may give the job back to the queue; in a user's own it must not.
+if on_slurm() and workflow.exec_mode == ExecMode.REMOTE:
+    os.environ["LUCAVIRUS_OWN_JOB"] = "1"
+
+
 def gpus_asked(wildcards) -> int:
     """GPUs a job of the run asks for on its node: the recipe's on a cluster, at most what is there on this machine."""
     run = SETTINGS.runs[wildcards.run]
