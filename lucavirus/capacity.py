@@ -57,7 +57,9 @@ def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
         return ranks.least(int(_fits(updater, tokens, dict(classes)))) == 1
 
     mine = -(-run.sequences_per_update // ranks.world_size) * longest
-    return largest_that_fits(fits, longest, max(longest, min(_LARGEST, mine)))
+    found = largest_that_fits(fits, longest, max(longest, min(_LARGEST, mine)))
+    torch.cuda.reset_peak_memory_stats(ranks.device)  # what is logged is the training's, not the search's
+    return found
 
 
 def _estimate(updater: Updater) -> int:
