@@ -178,7 +178,7 @@ def on_slurm() -> bool:
 
 # In a job that the workflow has submitted the launcher may give the job back to the queue; in a user's own it must not.
 if on_slurm() and workflow.exec_mode == ExecMode.REMOTE:
-    os.environ["LUCAVIRUS_OWN_JOB"] = "1"
+    os.environ.update(LUCAVIRUS_OWN_JOB="1")
 
 
 def gpus_asked(wildcards) -> int:
