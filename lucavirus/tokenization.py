@@ -56,8 +56,11 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
         for number, note in notes.items():
             replace_json(_note_path(out, number), note)
         ranks.barrier()
-        if ranks.first:
-            _refuse_duplicates(source, units, out)
+        # The first rank looks; where it finds something all do, so that all end with the same message.
+        if not ranks.least(int(not (ranks.first and len(_taken_twice(len(units), out))))):
+            twice = _taken_twice(len(units), out)
+            ranks.barrier()  # who refuses removes its files, which the others have read now
+            _refuse_duplicates(source, units, twice)
     except UserError:
         _clear(out, ranks.mine(len(units)))  # other ranks are ended by torchrun; the next start clears what they leave
         raise
@@ -116,15 +119,19 @@ def _count(counts: Counter[str], batch: Batch, windows: Windows, labels: Mapping
         counts["windows"] += cut
 
 
-def _refuse_duplicates(source: Source, units: Sequence[Unit], out: Path) -> None:
-    """Raise UserError, with both places, when an id is taken twice in the source."""
-    hashes = [np.load(_hashes_path(out, number), allow_pickle=False) for number in range(len(units))]
+def _taken_twice(units: int, out: Path) -> U64:
+    """The hashes of ids that several rows or records have."""
+    hashes = [np.load(_hashes_path(out, number), allow_pickle=False) for number in range(units)]
     everyone = np.concatenate([np.empty(0, np.uint64), *hashes])
     del hashes
     everyone.sort()
-    twice = np.unique(everyone[1:][everyone[1:] == everyone[:-1]])
+    return np.unique(everyone[1:][everyone[1:] == everyone[:-1]])
+
+
+def _refuse_duplicates(source: Source, units: Sequence[Unit], twice: U64) -> None:
+    """Raise UserError, with both places, when an id whose hash is among `twice` is taken twice in the source."""
     seen: dict[bytes, Record] = {}
-    for name, record in _taken_ids(source, units, twice) if len(twice) else ():
+    for name, record in _taken_ids(source, units, twice):
         first = seen.setdefault(name, record)
         if first is not record:
             raise UserError(

@@ -70,7 +70,7 @@ def test_what_others_read(done: Path) -> None:
     fields = {"update", "step", "epoch", "loss", "losses", "lr", "sequences", "tokens", "tokens_per_s", "time"}
     assert all(fields <= set(event) for event in events)
     training = json.loads((results / "training.json").read_text())
-    assert training["epochs"] == 2 and training["sequences"] == 2 * 1150
+    assert training["epochs"] == 2 and training["sequences"] == 2 * 1146
     names = {path.name for path in (results / "model/labels").iterdir()}
     assert len(names) == 7 and (results / "model/last/model.safetensors").exists()
     assert list((results / "tensorboard").glob("events.*")) and (results / "report/summary.md").exists()
