@@ -57,7 +57,7 @@ def _update(packs: list[Pack], run: Run = RUN, recomputation: bool = False) -> t
     return statistics, norm, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
-def _same(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], but: str = "") -> None:
+def _assert_same(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], but: str = "") -> None:
     for name, place in PLACE.items():
         if name != but:
             assert one[0][place] == pytest.approx(other[0][place], rel=1e-6), name
@@ -71,7 +71,7 @@ def test_filling_changes_no_loss_and_no_gradient() -> None:
     assert [len(pack.tokens) % 32 for pack in filled] == [0, 0, 0] != [len(pack.tokens) % 32 for pack in plain]
     assert [list(pack.lengths) for pack in filled] == [list(pack.lengths) for pack in plain]
     one, two = _update(plain), _update(filled)
-    _same(one, two, but="positions")
+    _assert_same(one, two, but="positions")
     assert two[0][PLACE["positions"]] == sum(len(pack.tokens) for pack in filled) > one[0][PLACE["positions"]]
     assert one[0][PLACE["tokens"]] == one[0][PLACE["positions"]]
     assert one[0][PLACE["squares"]] == sum(int((pack.lengths**2).sum()) for pack in plain)
@@ -94,17 +94,17 @@ def test_a_filled_pack_by_hand() -> None:
 
 
 def test_an_empty_pack_adds_nothing() -> None:
-    _same(_update(_packs()), _update([*_packs(), empty_pack()]), but="positions")
+    _assert_same(_update(_packs()), _update([*_packs(), empty_pack()]), but="positions")
 
 
 def test_heads_in_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _update(_packs())
     monkeypatch.setattr("lucavirus.compute._HEAD_ROWS", {"cpu": 7})
-    _same(whole, _update(_packs()))
+    _assert_same(whole, _update(_packs()))
 
 
 def test_recomputation_gives_the_same_gradients() -> None:
-    _same(_update(_packs()), _update(_packs(), recomputation=True))
+    _assert_same(_update(_packs()), _update(_packs(), recomputation=True))
 
 
 @pytest.mark.parametrize("layer", ["forward", "after_gelu"])
