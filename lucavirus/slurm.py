@@ -11,9 +11,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lucavirus.errors import UserError
 
@@ -22,6 +23,8 @@ FIRST_PORT, PORTS = 20000, 12768
 # A controller may be away for minutes; who was asked to save has that time before the limit.
 PATIENCE_SECONDS, PAUSE_SECONDS = 600.0, 5.0
 _QUERY_SECONDS = 60
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,18 @@ def _ask(*words: str) -> str:
     return done.stdout
 
 
+def _patiently(ask: Callable[[], T]) -> T:
+    """What `ask` returns; asked again while it raises UserError, because a controller that is away may come back."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_SECONDS)
+
+
 def trainings(run: str, folder: Path) -> list[Job]:
     """Jobs in the queue, waiting or running, that train `run` and were submitted from `folder`; [] without Slurm."""
     if shutil.which("squeue") is None:
@@ -74,11 +89,15 @@ def parse_trainings(answer: str, run: str, folder: Path) -> list[Job]:
 
 
 def living(number: str) -> Job | None:
-    """The job of this number if it still waits, runs or ends; None when it is gone, or Slurm cannot be asked here."""
+    """The job of this number if it still waits, runs or ends; None when it is gone, or this machine has no Slurm.
+
+    Waits for a controller that does not answer, then raises UserError.
+    """
     if shutil.which("squeue") is None:
         return None
     # Without --jobs: squeue fails on a number that it has forgotten.
-    for line in _ask("squeue", "--me", "--noheader", "--format=%i|%T|%N").splitlines():
+    answer = _patiently(lambda: _ask("squeue", "--me", "--noheader", "--format=%i|%T|%N"))
+    for line in answer.splitlines():
         found, state, nodes = line.strip().split("|")
         if found == number:
             return Job(number, state, nodes)
@@ -110,16 +129,12 @@ def requeue(number: str) -> None:
     Waits for a controller that does not answer. A job that was cancelled meanwhile stays cancelled. Raises UserError
     where Slurm refuses.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            if fields(number).get("JobState") == "RUNNING":
-                _ask("scontrol", "requeue", number)
-            return
-        except UserError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(PAUSE_SECONDS)
+
+    def once() -> None:
+        if fields(number).get("JobState") == "RUNNING":
+            _ask("scontrol", "requeue", number)
+
+    _patiently(once)
 
 
 def meeting_point(number: str) -> tuple[str, int]:

@@ -176,6 +176,9 @@ def on_slurm() -> bool:
     return default_resource("nodes") is not None
 
 
+if on_slurm():
+    os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/profiles/slurm/bin", os.environ["PATH"]]))
+
 # In a job that the workflow has submitted the launcher may give the job back to the queue; in a user's own it must not.
 if on_slurm() and workflow.exec_mode == ExecMode.REMOTE:
     os.environ.update(LUCAVIRUS_OWN_JOB="1")

@@ -73,7 +73,7 @@ class Demo:
         if not shipped.exists():
             shutil.copy(file, shipped)
         profile = yaml.safe_load(shipped.read_text())
-        profile |= {"slurm-status-command": "squeue", "slurm-no-account": True, "configfile": "tiny.yaml"}
+        profile |= {"slurm-no-account": True, "configfile": "tiny.yaml"}
         profile |= {"latency-wait": 5, "slurm-init-seconds-before-status-checks": 2}
         profile["set-threads"] = {"tokenize_source": 2, "split": 2}
         for rule in profile["set-resources"].values():

@@ -29,13 +29,13 @@ def test_without_its_snakemake_a_training_goes_on_and_no_second_one_starts(demo:
 
 
 def test_a_controller_that_is_away_is_waited_for(demo: Demo, whole: Demo, cluster: Cluster) -> None:
-    """The training goes on without a controller. Snakemake: only where no query falls into the outage, because without
-    accounting its plugin turns to sacct then and stays there (docs/cluster.md)."""
+    """The training goes on and ends without a controller; Snakemake asks in vain, and sees the end afterwards."""
     demo.profile(gres="gpu:h100:4")
-    process = demo.snakemake("train_full")
+    process = demo.snakemake("train_full", "--verbose")
     demo.wait_for(demo.reached(4))
     cluster.stop_controller()
     try:
+        demo.wait_for(lambda: "SLURM query command failed" in demo.said)
         demo.wait_for(lambda: (demo.folder / "results/tiny/runs/full/training.json").exists())
     finally:
         cluster.start_controller()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,50 @@ def test_without_slurm_nobody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert slurm.trainings("full", Path(os.curdir)) == []
     with pytest.raises(UserError, match="is not installed here"):
         slurm.fields("7")
+
+
+def program(file: Path, text: str) -> Path:
+    """A stand-in of one of Slurm's commands."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file.parent
+
+
+def test_a_controller_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0.01)
+    asked = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || exit 1"
+    folder = program(tmp_path / "bin/squeue", f"{asked}; echo '7|RUNNING|node1'")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
+    assert slurm.living("7") == Job("7", "RUNNING", "node1")
+    monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 0.0)
+    (tmp_path / "asked").unlink()
+    with pytest.raises(UserError, match="squeue"):
+        slurm.living("7")
+
+
+@pytest.mark.parametrize(
+    ("real", "status", "says"),
+    [
+        ("echo '7|RUNNING'", 0, "7|RUNNING\n"),
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", 0, "squeue of abc\n"),
+        ("echo 'the database is away' >&2; exit 3", 3, ""),
+        (None, 0, "squeue of abc\n"),
+    ],
+)
+def test_without_accounting_squeue_answers_for_sacct(
+    root: Path, tmp_path: Path, real: str | None, status: int, says: str
+) -> None:
+    ours = root / "profiles/slurm/bin"
+    theirs = program(tmp_path / "bin/squeue", 'for name; do true; done; echo "squeue of $name"')
+    if real:
+        program(theirs / "sacct", real)
+    (theirs / "bash").symlink_to(str(shutil.which("bash")))
+    path = os.pathsep.join(map(str, (ours, ours, theirs)))
+    asked = [str(ours / "sacct"), "-X", "--format=JobIdRaw,State", "--name", "abc"]
+    done = subprocess.run(asked, env={"PATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, says)
+    assert ("database is away" in done.stderr) == (status == 3)
 
 
 def test_a_newer_checkpoint_makes_the_count_begin_anew(tmp_path: Path, requeued: list[str]) -> None:
