@@ -146,8 +146,9 @@ class LucaVirus(nn.Module):
             self.layers = nn.ModuleList(Layer(width, architecture.attention_heads) for _ in range(architecture.layers))
             self.last_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
             self.lm_head = LMHead(width, self.embed_tokens.weight)
-            self.hidden_layer_list = nn.ModuleList(Linear(width, size) for size, _ in architecture.heads.values())
-            self.classifier_list = nn.ModuleList(Linear(*sizes) for sizes in architecture.heads.values())
+            sizes = architecture.heads.values()
+            self.hidden_layer_list = nn.ModuleList(Linear(width, size, in_place=True) for size, _ in sizes)
+            self.classifier_list = nn.ModuleList(Linear(size, classes, in_place=True) for size, classes in sizes)
             self._initialise()
         self._head_number = {task: number for number, task in enumerate(architecture.heads)}
 

@@ -125,6 +125,26 @@ def test_our_products_are_those_of_torch(layer: str, monkeypatch: pytest.MonkeyP
         assert torch.allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("few", [64, 4])
+@pytest.mark.parametrize("layer", ["forward", "after_gelu"])
+def test_gradients_are_added_in_place(layer: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_FEW_ROWS", few)
+    monkeypatch.setattr(linear, "_OUTPUTS", 4)
+    torch.manual_seed(0)
+    ours = linear.Linear(24, 10, in_place=True)
+    x, theirs = torch.randn(17, 24), copy.deepcopy(ours)
+    buffer = ours.weight.grad = torch.ones_like(ours.weight)
+    seen: list[Any] = []
+    ours.weight.register_hook(seen.append)
+    for part in (x, 2 * x):
+        getattr(ours, layer)(part).cos().sum().backward()
+        F.linear(F.gelu(part) if layer == "after_gelu" else part, theirs.weight, theirs.bias).cos().sum().backward()
+    assert ours.weight.grad is buffer and seen == [None, None]
+    assert theirs.weight.grad is not None and ours.bias.grad is not None and theirs.bias.grad is not None
+    assert torch.allclose(buffer, theirs.weight.grad + 1, atol=1e-4)
+    assert torch.allclose(ours.bias.grad, theirs.bias.grad, atol=1e-5)
+
+
 def _varlen_on_a_cpu(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int) -> torch.Tensor:
     """The GPU kernel's contract (torch.nn.attention.varlen.varlen_attn), with a mask."""
     assert cu_q.dtype == torch.int32 and max_q == max_k
