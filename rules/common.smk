@@ -20,8 +20,15 @@ from lucavirus.errors import UserError
 from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
+
+
+def look_first_in(folder: str) -> None:
+    """Have the rules find programs in a folder before those of the user's PATH."""
+    os.environ.update(PATH=os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]))
+
+
 # The rules' `python` is the one that runs Snakemake, whether or not its environment is activated.
-os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
+look_first_in(os.path.dirname(sys.executable))
 
 DEMO_FOLDER = "results/demo/input"
 DEMO_FILES = [f"{DEMO_FOLDER}/{name}" for name in demo.FILES]
@@ -177,7 +184,7 @@ def on_slurm() -> bool:
 
 
 if on_slurm():
-    os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/profiles/slurm/bin", os.environ["PATH"]]))
+    look_first_in(f"{workflow.basedir}/profiles/slurm/bin")
 
 # In a job that the workflow has submitted the launcher may give the job back to the queue; in a user's own it must not.
 if on_slurm() and workflow.exec_mode == ExecMode.REMOTE:
