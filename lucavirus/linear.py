@@ -1,7 +1,7 @@
-"""Linear layers that use the whole width of the processor, and keep less: fp32 products by oneDNN on CPUs.
+"""Linear layers that keep less in fp32 on CPUs, and use the whole width of the processor there.
 
-On processors that are not Intel's, MKL leaves AVX-512 unused; oneDNN reached 2.3 times its speed (docs/benchmarks.md).
-On other devices and in other precisions both functions are torch's own.
+On processors with AVX-512 that are not Intel's, MKL leaves it unused, and oneDNN reached 2.3 times its speed; without
+AVX-512, MKL is faster (docs/benchmarks.md). On other devices and in other precisions the layers are torch's own.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AVAILABLE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+ONEDNN: bool = (
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+)
 
-# Up to so many rows MKL adds a gradient up in place faster than oneDNN makes it; above, oneDNN makes it in parts of so
-# many outputs, which cost no time and little memory.
+# Where oneDNN is used. Up to so many rows MKL adds a gradient up in place faster than oneDNN makes it; above, oneDNN
+# makes it in parts of so many outputs, which cost no time and little memory.
 _FEW_ROWS, _OUTPUTS = 64, 512
 
 
@@ -36,16 +39,19 @@ class Linear(nn.Linear):
             return _Product.apply(x, self.weight, self.bias, self.in_place)  # type: ignore[no-any-return, no-untyped-call]
         return F.linear(x, self.weight, self.bias)
 
-    def after_gelu(self, x: Tensor) -> Tensor:
-        """The layer on gelu(x), `x` (M, in) to (M, out); gelu(x) is made anew for the gradient, not kept."""
-        if _is_ours(x):
-            return _ProductOfGelu.apply(x, self.weight, self.bias, self.in_place)  # type: ignore[no-any-return, no-untyped-call]
-        return F.linear(F.gelu(x), self.weight, self.bias)
+
+def two_layers(first: Linear, second: Linear, x: Tensor) -> Tensor:
+    """second(gelu(first(x))), `x` (M, in) to (M, out); what lies between is made anew for the gradient, not kept."""
+    if _is_ours(x):
+        parameters = (first.weight, first.bias, second.weight, second.bias)
+        in_place = (first.in_place, second.in_place)
+        return _TwoProducts.apply(x, *parameters, in_place)  # type: ignore[no-any-return, no-untyped-call]
+    return second(F.gelu(first(x)))  # type: ignore[no-any-return]
 
 
 def _is_ours(x: Tensor) -> bool:
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return AVAILABLE and plain and len(x) > 0
+    return plain and len(x) > 0
 
 
 class _Product(torch.autograd.Function):
@@ -65,29 +71,32 @@ class _Product(torch.autograd.Function):
         return of_x, _of_weight(gradient, x, weight, ctx.in_place), gradient.sum(0), None
 
 
-class _ProductOfGelu(torch.autograd.Function):
-    """gelu(x) W^T + b, and its gradients."""
+class _TwoProducts(torch.autograd.Function):
+    """gelu(x V^T + a) W^T + b, and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, in_place: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, v: Tensor, a: Tensor, w: Tensor, b: Tensor, in_place: tuple[bool, bool]) -> Tensor:
+        ctx.save_for_backward(x, v, a, w)
         ctx.in_place = in_place
-        return _product(F.gelu(x), weight, bias)
+        return _product(F.gelu(_product(x, v, a)), w, b)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        x, weight = ctx.saved_tensors
-        of_weight = _of_weight(gradient, F.gelu(x), weight, ctx.in_place)
-        of_x = torch.ops.aten.gelu_backward(_product(gradient, weight.t()), x)
-        return of_x, of_weight, gradient.sum(0), None
+        x, v, a, w = ctx.saved_tensors
+        between = _product(x, v, a)
+        of_w = _of_weight(gradient, F.gelu(between), w, ctx.in_place[1])
+        of_between = _product(gradient, w.t())
+        torch.ops.aten.gelu_backward.grad_input(of_between, between, grad_input=of_between)  # in place: it is wide
+        of_v = _of_weight(of_between, x, v, ctx.in_place[0])
+        return _product(of_between, v.t()), of_v, of_between.sum(0), of_w, gradient.sum(0), None
 
 
 def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, in_place: bool) -> Tensor | None:
     """The gradient of the weight; None when it was added to what the weight has."""
     if not in_place or weight.grad is None:
         return _product(gradient.t(), x.t())
-    if len(x) <= _FEW_ROWS:
+    if not ONEDNN or len(x) <= _FEW_ROWS:
         weight.grad.addmm_(gradient.t(), x)
         return None
     gradient, x = gradient.t().contiguous(), x.t().contiguous()
@@ -97,6 +106,8 @@ def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, in_place: bool) -> T
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A B^T + bias. The op has no name of its own in torch.nn; torch's compiler calls it for the same purpose."""
+    """A B^T + bias. oneDNN's has no name of its own in torch.nn; torch's compiler calls it for the same purpose."""
+    if not ONEDNN:
+        return F.linear(a, b, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return product

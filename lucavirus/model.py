@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lucavirus import alphabet
 from lucavirus.attention import Layout, attend
 from lucavirus.config import Run
-from lucavirus.linear import Linear
+from lucavirus.linear import Linear, two_layers
 from lucavirus.tasks import SUPERVISED, TASKS
 
 _ROTARY_BASE = 10000.0
@@ -107,7 +107,7 @@ class Layer(nn.Module):
     def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         """Attention and feed-forward, each behind its LayerNorm and added to its input; (T, C) to (T, C)."""
         x_TC = x_TC + self.self_attn(self.pre_layer_norm(x_TC), rotary, layout)
-        return x_TC + self.fc2.after_gelu(self.fc1(self.post_layer_norm(x_TC)))
+        return x_TC + two_layers(self.fc1, self.fc2, self.post_layer_norm(x_TC))
 
 
 class LMHead(nn.Module):
@@ -196,9 +196,9 @@ class LucaVirus(nn.Module):
         if TASKS[task].level == "token":
             return self.lm_head(x_MC)  # type: ignore[no-any-return]
         number = self._head_number[task]
-        classifier = self.classifier_list[number]
-        assert isinstance(classifier, Linear)
-        return classifier.after_gelu(self.hidden_layer_list[number](x_MC))
+        hidden, classifier = self.hidden_layer_list[number], self.classifier_list[number]
+        assert isinstance(hidden, Linear) and isinstance(classifier, Linear)
+        return two_layers(hidden, classifier, x_MC)
 
 
 def count_parameters(model: nn.Module) -> int:

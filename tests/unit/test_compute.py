@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,42 +108,61 @@ def test_recomputation_gives_the_same_gradients() -> None:
     _assert_same(_update(_packs()), _update(_packs(), recomputation=True))
 
 
-@pytest.mark.parametrize("layer", ["forward", "after_gelu"])
-def test_our_products_are_those_of_torch(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _layers(x: torch.Tensor, layers: list[linear.Linear]) -> torch.Tensor:
+    return layers[0](x) if len(layers) == 1 else linear.two_layers(layers[0], layers[1], x)
+
+
+def _torchs_layers(x: torch.Tensor, layers: list[linear.Linear]) -> torch.Tensor:
+    x = F.linear(x, layers[0].weight, layers[0].bias)
+    return x if len(layers) == 1 else F.linear(F.gelu(x), layers[1].weight, layers[1].bias)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("sizes", [(24, 10), (24, 40, 10)])
+def test_our_products_are_those_of_torch(sizes: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ONEDNN", onednn and torch.backends.mkldnn.is_available())
     torch.manual_seed(0)
-    ours = linear.Linear(24, 10)
-    theirs, x = copy.deepcopy(ours), torch.randn(17, 24)
+    x, layers = torch.randn(17, 24), [linear.Linear(a, b) for a, b in pairwise(sizes)]
     results = []
-    for module, available in ((ours, True), (theirs, False)):
-        monkeypatch.setattr(linear, "AVAILABLE", available)
+    for compute in (_layers, _torchs_layers):
         given = x.clone().requires_grad_()
-        out = getattr(module, layer)(given)
+        for layer in layers:
+            layer.zero_grad()
+        out = compute(given, layers)
         (out * torch.arange(10.0)).sum().backward()
-        results.append((out, given.grad, module.weight.grad, module.bias.grad))
-    if layer == "after_gelu":
-        assert torch.allclose(results[1][0], F.linear(F.gelu(x), ours.weight, ours.bias))
-    for a, b in zip(*results, strict=True):
-        assert torch.allclose(a, b, atol=1e-5, rtol=1e-5)
+        gradients = [parameter.grad for layer in layers for parameter in layer.parameters()]
+        results.append((type(out.grad_fn).__name__, [out, given.grad, *gradients]))
+    ours = "_ProductBackward" if len(layers) == 1 else "_TwoProductsBackward"
+    assert [name for name, _ in results] == [ours, "AddmmBackward0"]
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("few", [64, 4])
-@pytest.mark.parametrize("layer", ["forward", "after_gelu"])
-def test_gradients_are_added_in_place(layer: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sizes", [(24, 10), (24, 40, 10)])
+def test_gradients_are_added_in_place(
+    sizes: tuple[int, ...], few: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "ONEDNN", onednn and torch.backends.mkldnn.is_available())
     monkeypatch.setattr(linear, "_FEW_ROWS", few)
     monkeypatch.setattr(linear, "_OUTPUTS", 4)
     torch.manual_seed(0)
-    ours = linear.Linear(24, 10, in_place=True)
-    x, theirs = torch.randn(17, 24), copy.deepcopy(ours)
-    buffer = ours.weight.grad = torch.ones_like(ours.weight)
-    seen: list[Any] = []
-    ours.weight.register_hook(seen.append)
+    x, ours = torch.randn(17, 24), [linear.Linear(a, b, in_place=True) for a, b in pairwise(sizes)]
+    theirs, seen, buffers = copy.deepcopy(ours), list[Any](), list[torch.Tensor]()
+    for layer in ours:
+        layer.weight.grad = torch.ones_like(layer.weight)
+        buffers.append(layer.weight.grad)
+        layer.weight.register_hook(seen.append)
     for part in (x, 2 * x):
-        getattr(ours, layer)(part).cos().sum().backward()
-        F.linear(F.gelu(part) if layer == "after_gelu" else part, theirs.weight, theirs.bias).cos().sum().backward()
-    assert ours.weight.grad is buffer and seen == [None, None]
-    assert theirs.weight.grad is not None and ours.bias.grad is not None and theirs.bias.grad is not None
-    assert torch.allclose(buffer, theirs.weight.grad + 1, atol=1e-4)
-    assert torch.allclose(ours.bias.grad, theirs.bias.grad, atol=1e-5)
+        _layers(part, ours).cos().sum().backward()
+        _torchs_layers(part, theirs).cos().sum().backward()
+    assert seen == [None, None] * len(ours)
+    for layer, other, buffer in zip(ours, theirs, buffers, strict=True):
+        assert layer.weight.grad is buffer
+        assert other.weight.grad is not None and layer.bias.grad is not None and other.bias.grad is not None
+        assert torch.allclose(buffer, other.weight.grad + 1, atol=1e-4)
+        assert torch.allclose(layer.bias.grad, other.bias.grad, atol=1e-5)
 
 
 def _varlen_on_a_cpu(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int) -> torch.Tensor:
