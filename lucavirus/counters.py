@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 U64 = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _FEISTEL_ROUNDS = 8
 
 
 def mix(values: U64) -> U64:
     """Scramble 64-bit integers, one by one."""
     x = values + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+        x ^= x >> shift
+        x *= factor
+    x ^= x >> _SHIFTS[2]
+    return x
 
 
 def key(*parts: int | U64) -> U64:

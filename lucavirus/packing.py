@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from lucavirus.masking import corrupt, sample_keys
 from lucavirus.tasks import MOLECULES, TASKS
 
 IGNORED = -100
+_CLS, _SEP = (np.array([token], np.uint8) for token in (alphabet.CLS, alphabet.SEP))
 # A pack has a multiple of these tokens, or more, and its `cu_seqlens` a multiple of these entries.
 _FEWEST_TOKENS, _SEQUENCES = 32, 64
 
@@ -109,22 +109,22 @@ def make_pack(samples: Sequence[Sample], run: Run, classes: dict[str, int], epoc
     molecule = np.array([sample.molecule for sample in samples], np.uint8)
     body_offsets = np.concatenate([[0], np.cumsum(lengths)])
     offsets = np.concatenate([[0], np.cumsum(lengths + 2)])
-    place = np.arange(body_offsets[-1]) + np.repeat(2 * np.arange(len(samples)) + 1, lengths)
-    body = np.concatenate([sample.tokens for sample in samples])
-
-    row = np.empty(offsets[-1], np.int64)
-    row[offsets[:-1]], row[offsets[1:] - 1], row[place] = alphabet.CLS, alphabet.SEP, body
+    bodies = [sample.tokens for sample in samples]
+    row = np.concatenate([part for body in bodies for part in (_CLS, body, _SEP)], dtype=np.int64)
     labels: dict[str, TaskLabels] = {}
     masked = [task for task in run.tasks if not TASKS[task].supervised]
     if masked:
+        body = np.concatenate(bodies)
         keys = sample_keys(run.seed, epoch, np.array([sample.index for sample in samples]))
         corrupted, chosen = corrupt(body, molecule, body_offsets, keys, run.mask_probability, run.random_tokens)
-        owner = np.repeat(np.arange(len(samples)), lengths)
+        where = np.flatnonzero(chosen)
+        owner = np.searchsorted(body_offsets, where, side="right") - 1
+        place = where + 2 * owner + 1
         for task in masked:
-            mine = chosen & (molecule == MOLECULES.index(TASKS[task].molecule))[owner]
-            row[place[mine]] = corrupted[mine]
+            mine = molecule[owner] == MOLECULES.index(TASKS[task].molecule)
+            row[place[mine]] = corrupted[where[mine]]
             if mine.any():
-                labels[task] = _labels(place[mine], body[mine].astype(np.int64), owner[mine])
+                labels[task] = _labels(place[mine], body[where[mine]].astype(np.int64), owner[mine])
     for supervised, size in classes.items():
         found = _supervised(samples, offsets, supervised, size, run.keyword_negatives)
         if found is not None:
@@ -150,7 +150,7 @@ def fill(pack: Pack, capacity: int, most: int, at_least: int = 0) -> Pack:
     cu_seqlens = np.full(_round_up(len(offsets), _SEQUENCES), offsets[-1], np.int32)
     cu_seqlens[: len(offsets)] = offsets
     return Pack(
-        F.pad(pack.tokens, (0, added), value=alphabet.PAD), F.pad(pack.types, (0, added)),
+        _longer(pack.tokens, added, alphabet.PAD), _longer(pack.types, added, 0),
         torch.cat([pack.positions, torch.arange(added)]), torch.from_numpy(cu_seqlens), offsets, pack.samples,
         {task: _fill_rows(labels) for task, labels in pack.labels.items()},
     )  # fmt: skip
@@ -171,11 +171,18 @@ def _fill_rows(labels: TaskLabels) -> TaskLabels:
     rows = len(labels.positions)
     # At most 8 sizes between a power of two and the next.
     added = _round_up(rows, max(4, 1 << max(0, rows.bit_length() - 4))) - rows
-    at_the_end = (0, 0) * (labels.targets.ndim - 1) + (0, added)
     return replace(
-        labels, positions=F.pad(labels.positions, (0, added)), rows=F.pad(labels.rows, (0, added)),
-        targets=F.pad(labels.targets, at_the_end, value=IGNORED),
+        labels, positions=_longer(labels.positions, added, 0), rows=_longer(labels.rows, added, 0),
+        targets=_longer(labels.targets, added, IGNORED),
     )  # fmt: skip
+
+
+def _longer(tensor: Tensor, added: int, value: int) -> Tensor:
+    """The tensor with `added` more rows of a value; by numpy, in a fifth of the time that torch's pad takes."""
+    if not added:
+        return tensor
+    rows = tensor.numpy()
+    return torch.from_numpy(np.concatenate([rows, np.full((added, *rows.shape[1:]), value, rows.dtype)]))
 
 
 def _round_up(size: int, multiple: int) -> int:
@@ -224,6 +231,8 @@ def _supervised(
 
 
 def _labels(positions: NDArray[np.int64], targets: NDArray[Any], owners: NDArray[np.int64]) -> TaskLabels:
-    sequences, rows, counts = np.unique(owners, return_inverse=True, return_counts=True)
-    arrays = positions, targets, rows.astype(np.int64), counts.astype(np.float32), sequences.astype(np.int64)
+    counts = np.bincount(owners)
+    sequences = np.flatnonzero(counts)
+    rows = (np.cumsum(counts > 0) - 1)[owners]
+    arrays = positions, targets, rows, counts[sequences].astype(np.float32), sequences
     return TaskLabels(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

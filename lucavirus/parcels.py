@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -15,36 +15,53 @@ from lucavirus.packing import Pack
 
 # Where a tensor of any of our types may begin.
 _ALIGNMENT = 8
+# From so many numbers on it pays to look whether they fit into a smaller type.
+_MANY = 1024
+_NARROW = ((np.dtype(np.uint8), 0, 2**8 - 1), (np.dtype(np.int16), -(2**15), 2**15 - 1),
+           (np.dtype(np.int32), -(2**31), 2**31 - 1))  # fmt: skip
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in the buffer, and its type there and in the pack."""
+
+    start: int
+    end: int
+    stored: torch.dtype
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """Packs whose tensors lie in `buffer`, uint8: `places` are their first bytes, types and shapes, in order.
+    """Packs whose tensors lie in `buffer`, uint8; `places` are theirs, in order; `skeletons` the packs without them.
 
-    `skeletons` are the packs without their tensors. A tensor by itself would take a file descriptor on its way from a
-    worker; there are dozens in a pack.
+    A tensor by itself would take a file descriptor on its way from a worker; there are dozens in a pack. Integers
+    travel in the smallest type that holds them: each page of new memory costs a worker more than what is on it.
     """
 
     buffer: Tensor
-    places: tuple[tuple[int, torch.dtype, tuple[int, ...]], ...]
+    places: tuple[Place, ...]
     skeletons: tuple[Pack, ...]
 
     @classmethod
     def of(cls, packs: Sequence[Pack]) -> Self:
         """Copy the tensors of packs into one buffer."""
-        parts, places = list[NDArray[np.uint8]](), list[tuple[int, torch.dtype, tuple[int, ...]]]()
-        size = 0
+        arrays, places = list[NDArray[Any]](), list[Place]()
+        end = 0
 
-        def store(tensor: Tensor) -> Tensor:
-            nonlocal size
-            data = tensor.contiguous().numpy().reshape(-1).view(np.uint8)
-            places.append((size, tensor.dtype, tuple(tensor.shape)))
-            parts.extend((data, np.zeros(-len(data) % _ALIGNMENT, np.uint8)))
-            size += len(data) + len(parts[-1])
+        def take(tensor: Tensor) -> Tensor:
+            nonlocal end
+            arrays.append(array := _narrow(tensor.numpy()))
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = start + array.nbytes
+            places.append(Place(start, end, torch.from_numpy(array).dtype, tensor.dtype, tensor.shape))
             return cast(Tensor, None)
 
-        skeletons = tuple(pack.map(store) for pack in packs)
-        return cls(torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *parts])), tuple(places), skeletons)
+        skeletons = tuple(pack.map(take) for pack in packs)
+        buffer = np.zeros(end, np.uint8)
+        for place, array in zip(places, arrays, strict=True):
+            buffer[place.start : place.end] = array.reshape(-1).view(np.uint8)
+        return cls(torch.from_numpy(buffer), tuple(places), skeletons)
 
     def pin_memory(self) -> Self:
         """Copy to pinned memory; the data loader calls it by this name."""
@@ -56,8 +73,18 @@ class Parcel:
         places = iter(self.places)
 
         def load(_: Tensor) -> Tensor:
-            start, dtype, shape = next(places)
-            size = int(np.prod(shape)) * dtype.itemsize
-            return buffer[start : start + size].view(dtype).view(shape)
+            place = next(places)
+            return buffer[place.start : place.end].view(place.stored).view(place.shape).to(place.dtype)
 
         return [skeleton.map(load) for skeleton in self.skeletons]
+
+
+def _narrow(array: NDArray[Any]) -> NDArray[Any]:
+    """Many int64 in the first of the narrow types that holds them all; all else as it is."""
+    if array.dtype != np.int64 or array.size < _MANY:
+        return array
+    low, high = int(array.min()), int(array.max())
+    for dtype, least, most in _NARROW:
+        if least <= low and high <= most:
+            return array.astype(dtype)
+    return array

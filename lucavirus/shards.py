@@ -194,7 +194,8 @@ def _map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
     offset = dataset.id.get_offset()
     if offset is None:  # no bytes were ever stored
         return np.empty(dataset.shape, dataset.dtype)
-    return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+    # As a plain array: each slice of a memmap costs microseconds, and there are dozens in a sample.
+    return np.asarray(np.memmap(path, dataset.dtype, "r", offset, dataset.shape))
 
 
 class Shard:

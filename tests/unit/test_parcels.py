@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,29 @@ def test_packs_come_back_as_they_were(batches: Batches) -> None:
     assert len(packs) > 2 and any("prot_keyword" in pack.labels for pack in packs)
     assert _content(Parcel.of(packs).open(CPU)) == _content(packs)
     assert Parcel.of([]).open(CPU) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "size"),
+    [
+        (0, 255, 1),
+        (0, 256, 2),
+        (-1, 32767, 2),
+        (-100, 32768, 4),
+        (0, 2**31 - 1, 4),
+        (0, 2**31, 8),
+        (-(2**31) - 1, 0, 8),
+    ],
+)
+def test_integers_travel_in_the_smallest_type_that_holds_them(batches: Batches, low: int, high: int, size: int) -> None:
+    numbers = torch.zeros(4096, dtype=torch.int64)
+    numbers[7], numbers[9] = low, high
+    pack = replace(batches.packs(0)[0], tokens=numbers, labels={})
+    plain = replace(pack, tokens=numbers[:0])
+    parcel = Parcel.of([pack])
+    assert len(parcel.buffer) - len(Parcel.of([plain]).buffer) == size * 4096
+    (opened,) = parcel.open(CPU)
+    assert opened.tokens.dtype == torch.int64 and torch.equal(opened.tokens, numbers)
 
 
 def test_the_fullest_pack_comes_last(batches: Batches) -> None:
