@@ -21,7 +21,6 @@ from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
 
-
 def look_first_in(folder: str) -> None:
     """Have the rules find programs in a folder before those of the user's PATH."""
     os.environ.update(PATH=os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]))
