@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -150,7 +151,7 @@ def fill(pack: Pack, capacity: int, most: int, at_least: int = 0) -> Pack:
     cu_seqlens = np.full(_round_up(len(offsets), _SEQUENCES), offsets[-1], np.int32)
     cu_seqlens[: len(offsets)] = offsets
     return Pack(
-        _longer(pack.tokens, added, alphabet.PAD), _longer(pack.types, added, 0),
+        F.pad(pack.tokens, (0, added), value=alphabet.PAD), F.pad(pack.types, (0, added)),
         torch.cat([pack.positions, torch.arange(added)]), torch.from_numpy(cu_seqlens), offsets, pack.samples,
         {task: _fill_rows(labels) for task, labels in pack.labels.items()},
     )  # fmt: skip
@@ -171,18 +172,11 @@ def _fill_rows(labels: TaskLabels) -> TaskLabels:
     rows = len(labels.positions)
     # At most 8 sizes between a power of two and the next.
     added = _round_up(rows, max(4, 1 << max(0, rows.bit_length() - 4))) - rows
+    at_the_end = (0, 0) * (labels.targets.ndim - 1) + (0, added)
     return replace(
-        labels, positions=_longer(labels.positions, added, 0), rows=_longer(labels.rows, added, 0),
-        targets=_longer(labels.targets, added, IGNORED),
+        labels, positions=F.pad(labels.positions, (0, added)), rows=F.pad(labels.rows, (0, added)),
+        targets=F.pad(labels.targets, at_the_end, value=IGNORED),
     )  # fmt: skip
-
-
-def _longer(tensor: Tensor, added: int, value: int) -> Tensor:
-    """The tensor with `added` more rows of a value; by numpy, in a fifth of the time that torch's pad takes."""
-    if not added:
-        return tensor
-    rows = tensor.numpy()
-    return torch.from_numpy(np.concatenate([rows, np.full((added, *rows.shape[1:]), value, rows.dtype)]))
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -135,7 +135,7 @@ def test_our_products_are_those_of_torch(sizes: tuple[int, ...], onednn: bool, m
     ours = "_ProductBackward" if len(layers) == 1 else "_TwoProductsBackward"
     assert [name for name, _ in results] == [ours, "AddmmBackward0"]
     for a, b in zip(results[0][1], results[1][1], strict=True):
-        assert torch.allclose(a, b, atol=1e-4, rtol=1e-5)
+        assert torch.allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
