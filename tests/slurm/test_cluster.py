@@ -63,3 +63,15 @@ def test_a_wrong_setting_submits_nothing(demo: Demo) -> None:
     assert demo.run("train_full") == 1
     assert "nodes (3) must divide gpus (4)" in demo.said
     assert demo.training() == {}
+
+
+def test_an_evaluation_takes_one_node_and_plots_none(whole: Demo) -> None:
+    assert whole.run("evaluate_full", "report_full") == 0, whole.said
+    jobs = whole.jobs()
+    assert asked(jobs["evaluate_wildcards_full"]) == {
+        "Partition": "gpu", "NumNodes": "1", "NumCPUs": "8", "MinMemoryNode": "1000M", "TimeLimit": "00:10:00",
+        "Requeue": "1", "Restarts": "0", "gpus": "",
+    }  # fmt: skip
+    assert not [name for name in jobs if name.startswith(("draw", "show"))]
+    assert (whole.folder / "results/tiny/runs/full/evaluation.json").exists()
+    assert (whole.folder / "results/tiny/runs/full/report/summary.md").exists()
