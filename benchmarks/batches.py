@@ -30,7 +30,7 @@ from benchmarks.resume import multiply_data
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset, classes_of
 from lucavirus.loader import Batches, updates
-from lucavirus.packing import Pack
+from lucavirus.packs import Pack
 from lucavirus.plan import Plan
 from lucavirus.vocabularies import read_vocabularies
 
@@ -175,6 +175,7 @@ def main() -> None:
     if args.spread:
         read_spread(args.spread, args.updates)
         return
+    torch.set_num_threads(1)  # what is measured is a worker: who receives its packs must not take its core
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         print(json.dumps(measure(Path(folder), args.csv, args.updates, args.rounds, args.sequences)))
 

@@ -14,17 +14,15 @@ import gzip
 import json
 import statistics
 from collections.abc import Sequence
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.corpus import mixed_lengths
-from lucavirus.packing import Pack, fill
+from lucavirus.packing import Fill
 from lucavirus.plan import pack, sequence_costs, share
 
 RANKS = (1, 2, 8, 64)
@@ -35,14 +33,11 @@ MICRO_BATCH = 8
 _MADE_UP = 30_000
 
 
-@cache
 def filled_shape(tokens: int, sequences: int, capacity: int) -> tuple[int, int]:
     """Positions and entries of `cu_seqlens` of a filled pack."""
-    row = torch.zeros(tokens, dtype=torch.int64)
-    offsets = [*range(sequences), tokens]
-    boundaries = torch.tensor(offsets, dtype=torch.int32)
-    filled = fill(Pack(row, row, row, boundaries, offsets, list(range(sequences)), {}), capacity, max(capacity, 3074))
-    return len(filled.tokens), len(filled.cu_seqlens)
+    fill = Fill(capacity, max(capacity, LONGEST_BODY + 2))
+    filled = fill.tokens(tokens)
+    return filled, fill.boundaries(sequences + 1 + (filled > tokens))
 
 
 def measure_case(

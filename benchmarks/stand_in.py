@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lucavirus.attention import make_layout
 from lucavirus.config import Run
 from lucavirus.model import LucaVirus
-from lucavirus.packing import IGNORED, Pack, TaskLabels
+from lucavirus.packs import IGNORED, Pack, TaskLabels
 from lucavirus.tasks import MOLECULES, TASKS
 
 

@@ -32,7 +32,8 @@ from lucavirus.flops import encoder_flops
 from lucavirus.launch import ROOT, TUNING
 from lucavirus.loader import Batches
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.packing import Pack, make_pack
+from lucavirus.packing import make_pack
+from lucavirus.packs import Pack
 from lucavirus.prepare import Prepared, prepare
 from lucavirus.tasks import SUPERVISED, TASKS
 from lucavirus.update import Updater

@@ -11,7 +11,8 @@ import torch
 from lucavirus import alphabet
 from lucavirus.config import Run
 from lucavirus.model import Architecture, count_parameters
-from lucavirus.packing import Pack, Sample, fill, make_pack
+from lucavirus.packing import Fill, make_pack
+from lucavirus.packs import Pack, Sample
 from lucavirus.tasks import MOLECULES, TASKS
 from lucavirus.update import Updater
 
@@ -117,4 +118,4 @@ def dearest_pack(tokens: int, run: Run, classes: dict[str, int]) -> Pack:
         Sample(n, MOLECULES.index(molecule), random.choice(alphabet.letters(molecule), size - 2), labels)
         for n, size in enumerate(sizes)
     ]
-    return fill(make_pack(samples, run, classes, epoch=0), tokens, tokens)
+    return make_pack(samples, run, classes, 0, Fill(tokens, tokens))

@@ -13,7 +13,8 @@ from lucavirus.attention import Layout, has_varlen_kernel, make_layout
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.model import LucaVirus, count_parameters
-from lucavirus.packing import Pack, step_of_fill
+from lucavirus.packing import step_of_fill
+from lucavirus.packs import Pack
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -53,8 +54,9 @@ class Compute:
     def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
         """Hidden states of a pack that is on the device."""
         if has_varlen_kernel(self.device, self.dtype):
-            # A constant, so that nothing is compiled anew; what fills a pack may be longer than its sequences.
-            layout = Layout(pack.cu_seqlens, max(self.max_length, step_of_fill(self.capacity)), None)
+            # So that nothing is compiled anew: a constant (what fills a pack may be longer than its sequences), and
+            # boundaries in a tensor of their own, because code is bound to a tensor's place in a larger one.
+            layout = Layout(pack.cu_seqlens.clone(), max(self.max_length, step_of_fill(self.capacity)), None)
         else:
             layout = make_layout(pack.offsets, self.device)
         hidden: Tensor = model(pack.tokens, pack.types, pack.positions, layout)

@@ -31,6 +31,8 @@ OPERATIONAL = frozenset(
 )  # fmt: skip
 # What a finished run may be given more of; a new start goes on then.
 EXTENSIBLE = frozenset({"max_epochs", "stop_after"})
+# The version of the rule that orders samples: a run that went on under another would see some twice, and some never.
+ORDER = 2
 
 
 class Model(Frozen):
@@ -154,7 +156,7 @@ class Run(Frozen):
 
     def meaning(self) -> dict[str, Any]:
         """All settings that a checkpoint must agree with: those that say what the run is, not how it is carried out."""
-        return self.model_dump(mode="json", exclude=set(OPERATIONAL | EXTENSIBLE))
+        return {**self.model_dump(mode="json", exclude=set(OPERATIONAL | EXTENSIBLE)), "order of samples": ORDER}
 
     def task_weight(self, task: str) -> float:
         """Weight of a task in the loss."""

@@ -5,6 +5,9 @@ Built on the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), a bijection 
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,38 +29,47 @@ def mix(values: U64) -> U64:
     return x
 
 
-def key(*parts: int | U64) -> U64:
-    """Fold coordinates (seed, epoch, sample, ...) into 64-bit keys; arrays among them broadcast."""
-    folded: U64 = np.zeros(1, np.uint64)
+@lru_cache(maxsize=256)
+def key(*parts: int) -> np.uint64:
+    """Fold coordinates (seed, epoch, ...) into one 64-bit key."""
+    folded = np.zeros(1, np.uint64)
     for part in parts:
-        folded = mix(folded ^ mix(np.atleast_1d(np.asarray(part, dtype=np.uint64))))
-    return folded
+        folded = keys(folded, np.array([part], np.uint64))
+    return np.uint64(folded[0])
 
 
-def uniform(draws: U64) -> NDArray[np.float64]:
-    """Turn 64-bit draws into floats in [0, 1), with 53 bits each."""
-    return (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def keys(start: U64 | np.uint64, coordinates: U64) -> U64:
+    """Keys of points by their last coordinate; `start` is the key of all others, of each point or in common."""
+    return mix(mix(coordinates) ^ start)
+
+
+def below(draws: U64, probability: float) -> NDArray[np.bool_]:
+    """True for a part `probability` of 64-bit draws, by their upper 53 bits."""
+    return (draws >> np.uint64(11)) < np.uint64(math.ceil(probability * 2.0**53))
 
 
 def permute(index: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Images of `index` under the epoch's permutation of range(size), without building the permutation.
 
-    A balanced Feistel network over the next power of four, walked until the image lies inside (Black and Rogaway,
-    2002): memory and time depend on len(index) alone, so that a corpus of any size starts at once at any position.
+    A generalised Feistel network on pairs (Black and Rogaway, 2002): i = a + width * b, with width * height the least
+    that holds all; what lies outside, less than one in the square root of the size, is walked on until it is inside.
+    Memory and time depend on len(index) alone, so that a corpus of any size starts at once at any position.
     """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    rounds = [key(seed, epoch, n)[0] for n in range(_FEISTEL_ROUNDS)]
+    width = math.isqrt(size - 1) + 1
+    sides = np.uint64(width), np.uint64(-(-size // width))
+    rounds = tuple(key(seed, epoch, number) for number in range(_FEISTEL_ROUNDS))
     values = index.astype(np.uint64)
-    outside = np.ones(len(values), bool)
-    while outside.any():
-        values[outside] = _feistel(values[outside], half, rounds)
-        outside = values >= np.uint64(size)
+    outside = np.arange(len(values))
+    while len(outside):
+        values[outside] = _feistel(values[outside], sides, rounds)
+        outside = outside[values[outside] >= np.uint64(size)]
     return values.astype(np.int64)
 
 
-def _feistel(values: U64, half: np.uint64, rounds: list[np.uint64]) -> U64:
-    low = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & low
-    for round_key in rounds:
-        left, right = right, left ^ (mix(right ^ round_key) & low)
-    return (left << half) | right
+def _feistel(values: U64, sides: tuple[np.uint64, np.uint64], rounds: tuple[np.uint64, ...]) -> U64:
+    width, height = sides
+    b, a = np.divmod(values, width)
+    for even, odd in zip(rounds[::2], rounds[1::2], strict=True):
+        a = (a + mix(b ^ even) % width) % width
+        b = (b + mix(a ^ odd) % height) % height
+    return a + width * b

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus.errors import UserError
-from lucavirus.packing import Sample
+from lucavirus.packs import Sample
 from lucavirus.shards import Shard, map_arrays
 from lucavirus.tasks import MOLECULES, TASKS, Molecule
 

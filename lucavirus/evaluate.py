@@ -19,7 +19,7 @@ from lucavirus.loader import evaluation_pack, evaluation_packs
 from lucavirus.losses import sequence_losses
 from lucavirus.metrics import Confusion, masked_token_metrics, multi_class_metrics, multi_label_metrics
 from lucavirus.model import LucaVirus
-from lucavirus.packing import TaskLabels, empty_pack
+from lucavirus.packs import TaskLabels
 from lucavirus.tasks import TASKS
 
 Progress = Callable[[int, int], None]
@@ -81,9 +81,10 @@ def evaluate_split(
                 collected.add(task, samples, model.logits(task, hidden[labels.positions]), labels)
         progress(done, len(mine))
     if compute.parallel == "fsdp":  # every rank must take part in as many passes as the first
+        nothing = evaluation_pack(dataset, np.empty(0, np.int64), run, classes, compute.capacity).to(compute.device)
         for _ in range(len(mine), -(-len(packs) // ranks.world_size)):
             with compute.autocast():
-                compute.hidden(model, empty_pack().to(compute.device))
+                compute.hidden(model, nothing)
     return _summarise(collected, run, classes, ranks)
 
 

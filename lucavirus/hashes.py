@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lucavirus.counters import U64, key, mix
+from lucavirus.counters import U64, keys, mix
 
 
 def text_hashes(texts: Sequence[bytes]) -> U64:
@@ -26,4 +26,4 @@ def sequence_hashes(bodies: Sequence[bytes], molecules: NDArray[np.uint8]) -> U6
 
 def row_hashes(ids: U64, contents: U64, labels: U64) -> U64:
     """Hash what a row is known by, from the hashes of its id, its body and its labels (0 without): uint64 (N,)."""
-    return key(ids, contents, labels)
+    return keys(keys(keys(np.uint64(0), ids), contents), labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.utils.data import Dataset as TorchDataset
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
 from lucavirus.masking import EVALUATION_EPOCH
-from lucavirus.packing import Pack, empty_pack, fill, make_pack
+from lucavirus.packing import Fill, make_pack, make_parcel
+from lucavirus.packs import Pack, Sample
 from lucavirus.parcels import Parcel
 from lucavirus.plan import Indices, Plan, pack, sequence_costs, share
 
@@ -40,32 +41,34 @@ class Batches(TorchDataset[Parcel]):
     equal_packs: bool = False
 
     def __getitem__(self, update: int) -> Parcel:
-        return Parcel.of(self.packs(update))
-
-    def packs(self, update: int) -> list[Pack]:
         """The packs of an update, the fullest last: the reduction hides behind its backward pass."""
         samples = self.plan.update_samples(update)
         lengths = self.dataset.lengths(samples)
         shares = share(sequence_costs(lengths, self.run.model.hidden_size), self.world_size)
-        mine, epoch = shares[self.rank], self.plan.position(update).epoch
-        groups = sorted(pack(lengths[mine], self.capacity), key=lambda members: int(lengths[mine][members].sum()))
-        packs = [self._pack(samples[mine[members]], epoch) for members in groups]
+        mine = samples[shares[self.rank]]
+        sizes = lengths[shares[self.rank]]
+        groups = sorted(pack(sizes, self.capacity), key=lambda members: int(sizes[members].sum()))
         if self.equal_packs:
             most = max(len(pack(lengths[theirs], self.capacity)) for theirs in shares)
-            packs = [empty_pack()] * (most - len(packs)) + packs
-        return packs
+            groups = [np.empty(0, np.int64)] * (most - len(groups)) + groups
+        read = [_read(self.dataset, mine[members]) for members in groups]
+        epoch = self.plan.position(update).epoch
+        return make_parcel(read, self.run, self.classes, epoch, _fill(self.run, self.capacity))
 
-    def _pack(self, samples: Indices, epoch: int) -> Pack:
-        return read_pack(self.dataset, samples, self.run, self.classes, epoch, self.capacity)
-
-
-def read_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], epoch: int, capacity: int) -> Pack:
-    """Read samples and make one pack of them, of one of few shapes."""
-    made = make_pack([dataset.sample(int(index)) for index in samples], run, classes, epoch)
-    return fill(made, capacity, max(capacity, run.model.max_length))
+    def packs(self, update: int) -> list[Pack]:
+        """The packs of an update, in this process."""
+        return self[update].open(torch.device("cpu"))
 
 
-def updates(batches: Batches, first: int, last: int, device: torch.device) -> Iterator[list[Pack]]:
+def _read(dataset: Dataset, samples: Indices) -> list[Sample]:
+    return [dataset.sample(index) for index in samples.tolist()]
+
+
+def _fill(run: Run, capacity: int) -> Fill:
+    return Fill(capacity, max(capacity, run.model.max_length))
+
+
+def updates(batches: Batches, first: int, last: int, device: torch.device) -> Generator[list[Pack], None, None]:
     """The packs of updates first..last-1, in order, prepared by `worker_num` processes; pinned for a GPU."""
     workers = batches.run.worker_num
     options: dict[str, Any] = {"pin_memory": device.type == "cuda"}
@@ -94,5 +97,5 @@ def evaluation_packs(dataset: Dataset, capacity: int) -> list[Indices]:
 
 
 def evaluation_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], capacity: int) -> Pack:
-    """One pack of an evaluation, with the masks that all evaluations of the run share."""
-    return read_pack(dataset, samples, run, classes, EVALUATION_EPOCH, capacity)
+    """One pack of an evaluation, with the masks that all evaluations of the run share; `samples` may be none."""
+    return make_pack(_read(dataset, samples), run, classes, EVALUATION_EPOCH, _fill(run, capacity))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lucavirus.packing import IGNORED, TaskLabels
+from lucavirus.packs import IGNORED, TaskLabels
 
 
 def row_losses(logits_MK: Tensor, targets: Tensor) -> Tensor:

@@ -2,89 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lucavirus.packing import Pack
+from lucavirus.packs import Pack, TaskLabels
 
-# Where a tensor of any of our types may begin.
-_ALIGNMENT = 8
-# From so many numbers on it pays to look whether they fit into a smaller type.
-_MANY = 1024
-_NARROW = ((np.dtype(np.uint8), 0, 2**8 - 1), (np.dtype(np.int16), -(2**15), 2**15 - 1),
-           (np.dtype(np.int32), -(2**31), 2**31 - 1))  # fmt: skip
+# Where a tensor may begin: GPU kernels read 16 bytes at once.
+_ALIGNMENT = 16
+
+_TYPES = {np.dtype(name): getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "int64", "float32")}
+# The task, "" for the pack itself, and the field of TaskLabels or Pack.
+Name = tuple[str, str]
+
+
+class Column(NamedTuple):
+    """A field of all packs end to end: of each `sizes[i]` rows; `dtype` is its type in the packs.
+
+    Integers are in a narrow type: each page of new memory costs a worker more than what is on it.
+    """
+
+    rows: NDArray[Any]
+    dtype: torch.dtype
+    sizes: Sequence[int]
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in the buffer, and its type there and in the pack."""
+    """Where a column lies in the buffer, and its type and shape there."""
 
+    name: Name
     start: int
     end: int
     stored: torch.dtype
-    dtype: torch.dtype
     shape: tuple[int, ...]
+    dtype: torch.dtype
+    sizes: list[int]
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """Packs whose tensors lie in `buffer`, uint8; `places` are theirs, in order; `skeletons` the packs without them.
+    """Packs whose tensors lie in `buffer`, uint8, column by column; `offsets` and `samples` are those of each pack.
 
-    A tensor by itself would take a file descriptor on its way from a worker; there are dozens in a pack. Integers
-    travel in the smallest type that holds them: each page of new memory costs a worker more than what is on it.
+    A tensor by itself would take a file descriptor on its way from a worker, and a pack has dozens.
     """
 
     buffer: Tensor
-    places: tuple[Place, ...]
-    skeletons: tuple[Pack, ...]
+    places: list[Place]
+    offsets: list[list[int]]
+    samples: list[list[int]]
 
     @classmethod
-    def of(cls, packs: Sequence[Pack]) -> Self:
-        """Copy the tensors of packs into one buffer."""
-        arrays, places = list[NDArray[Any]](), list[Place]()
-        end = 0
-
-        def take(tensor: Tensor) -> Tensor:
-            nonlocal end
-            arrays.append(array := _narrow(tensor.numpy()))
+    def of(cls, columns: Mapping[Name, Column], offsets: list[list[int]], samples: list[list[int]]) -> Self:
+        """Copy columns into one buffer."""
+        places, end = list[Place](), 0
+        for name, (rows, dtype, sizes) in columns.items():
             start = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = start + array.nbytes
-            places.append(Place(start, end, torch.from_numpy(array).dtype, tensor.dtype, tensor.shape))
-            return cast(Tensor, None)
-
-        skeletons = tuple(pack.map(take) for pack in packs)
-        buffer = np.zeros(end, np.uint8)
-        for place, array in zip(places, arrays, strict=True):
-            buffer[place.start : place.end] = array.reshape(-1).view(np.uint8)
-        return cls(torch.from_numpy(buffer), tuple(places), skeletons)
+            end = start + rows.nbytes
+            stored = _TYPES[rows.dtype]
+            places.append(Place(name, start, end, stored, rows.shape, dtype, list(sizes)))
+        buffer = torch.empty(end, dtype=torch.uint8)
+        array = buffer.numpy()
+        for place, column in zip(places, columns.values(), strict=True):
+            array[place.start : place.end] = column.rows.reshape(-1).view(np.uint8)
+        return cls(buffer, places, offsets, samples)
 
     def pin_memory(self) -> Self:
         """Copy to pinned memory; the data loader calls it by this name."""
-        return type(self)(self.buffer.pin_memory(), self.places, self.skeletons)
+        return type(self)(self.buffer.pin_memory(), self.places, self.offsets, self.samples)
 
     def open(self, device: torch.device) -> list[Pack]:
         """The packs, on a device."""
         buffer = self.buffer.to(device, non_blocking=True)
-        places = iter(self.places)
-
-        def load(_: Tensor) -> Tensor:
-            place = next(places)
-            return buffer[place.start : place.end].view(place.stored).view(place.shape).to(place.dtype)
-
-        return [skeleton.map(load) for skeleton in self.skeletons]
-
-
-def _narrow(array: NDArray[Any]) -> NDArray[Any]:
-    """Many int64 in the first of the narrow types that holds them all; all else as it is."""
-    if array.dtype != np.int64 or array.size < _MANY:
-        return array
-    low, high = int(array.min()), int(array.max())
-    for dtype, least, most in _NARROW:
-        if least <= low and high <= most:
-            return array.astype(dtype)
-    return array
+        tasks = dict[str, dict[str, Sequence[Tensor]]]()
+        for place in self.places:
+            column = buffer[place.start : place.end].view(place.stored).view(place.shape).to(place.dtype)
+            tasks.setdefault(place.name[0], {})[place.name[1]] = torch.split(column, place.sizes)
+        rows = tasks.pop("")
+        return [
+            Pack(
+                **{field: parts[number] for field, parts in rows.items()}, offsets=offsets, samples=samples,
+                labels={
+                    task: TaskLabels(**{field: parts[number] for field, parts in fields.items()})
+                    for task, fields in tasks.items() if len(fields["sequences"][number])
+                },
+            )
+            for number, (offsets, samples) in enumerate(zip(self.offsets, self.samples, strict=True))
+        ]  # fmt: skip

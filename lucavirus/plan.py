@@ -85,10 +85,11 @@ def share(costs: NDArray[np.float64], ranks: int) -> list[Indices]:
     """Divide samples among ranks, the dearest first, each to the rank with the least work so far."""
     heap = [(0.0, rank) for rank in range(ranks)]
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    for sample in np.argsort(-costs, kind="stable"):
-        work, rank = heapq.heappop(heap)
-        shares[rank].append(int(sample))
-        heapq.heappush(heap, (work + float(costs[sample]), rank))
+    order = np.argsort(-costs, kind="stable")
+    for sample, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
+        work, rank = heap[0]
+        shares[rank].append(sample)
+        heapq.heapreplace(heap, (work + cost, rank))
     return [np.array(sorted(part), dtype=np.int64) for part in shares]
 
 

@@ -15,7 +15,7 @@ from lucavirus.gradients import FlatGradients, Gradients, ShardedGradients
 from lucavirus.losses import row_losses
 from lucavirus.model import LucaVirus
 from lucavirus.optimizer import learning_rate, make_optimizer
-from lucavirus.packing import Pack
+from lucavirus.packs import Pack
 from lucavirus.state import PLACE, STATISTICS
 
 

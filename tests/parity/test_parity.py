@@ -21,7 +21,7 @@ from lucavirus.gradients import FlatGradients
 from lucavirus.losses import sequence_losses
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.optimizer import make_optimizer
-from lucavirus.packing import IGNORED, TaskLabels
+from lucavirus.packs import IGNORED, TaskLabels
 from lucavirus.tasks import SUPERVISED, TASKS
 from lucavirus.weights import import_weights
 from tests.tiny import ALONE

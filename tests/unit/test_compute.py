@@ -17,7 +17,8 @@ from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, 
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Model, Run
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.packing import IGNORED, Pack, Sample, empty_pack, fill, make_pack
+from lucavirus.packing import Fill, make_pack
+from lucavirus.packs import IGNORED, Pack, Sample
 from lucavirus.state import PLACE
 from lucavirus.update import Updater
 from tests.tiny import ALONE
@@ -45,9 +46,12 @@ def _samples(count: int, longest: int = 398) -> list[Sample]:
     return made
 
 
-def _packs(shapes: Any = lambda pack: pack) -> list[Pack]:
+FILL = Fill(4096, 4096)
+
+
+def _packs(fill: Fill | None = None) -> list[Pack]:
     samples = _samples(12)
-    return [shapes(make_pack(samples[n : n + 4], RUN, CLASSES, 0)) for n in (0, 4, 8)]
+    return [make_pack(samples[n : n + 4], RUN, CLASSES, 0, fill) for n in (0, 4, 8)]
 
 
 def _update(packs: list[Pack], run: Run = RUN, recomputation: bool = False) -> tuple[list[float], float, list[Any]]:
@@ -68,7 +72,7 @@ def _assert_same(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], but: st
 
 
 def test_filling_changes_no_loss_and_no_gradient() -> None:
-    plain, filled = _packs(), _packs(lambda pack: fill(pack, 4096, 4096))
+    plain, filled = _packs(), _packs(FILL)
     assert [len(pack.tokens) % 32 for pack in filled] == [0, 0, 0] != [len(pack.tokens) % 32 for pack in plain]
     assert [list(pack.lengths) for pack in filled] == [list(pack.lengths) for pack in plain]
     one, two = _update(plain), _update(filled)
@@ -83,7 +87,7 @@ def test_a_filled_pack_by_hand() -> None:
     sample = Sample(9, 1, np.array([10, 11, 12], np.uint8), {
         "prot_keyword": np.array([[1]], np.int32), "prot_site": np.array([[0, 2, 1]], np.int32),
     })  # fmt: skip
-    pack = fill(make_pack([sample], run, {"prot_keyword": 2, "prot_site": 3}, 0), 64, 64)
+    pack = make_pack([sample], run, {"prot_keyword": 2, "prot_site": 3}, 0, Fill(64, 64))
     assert pack.tokens.tolist() == [alphabet.CLS, 10, 11, 12, alphabet.SEP] + [alphabet.PAD] * 27
     assert pack.positions.tolist() == [*range(5), *range(27)] and pack.offsets == [0, 5, 32] and pack.samples == [9]
     assert pack.cu_seqlens.tolist() == [0, 5] + [32] * 62 and pack.cu_seqlens.dtype == torch.int32
@@ -91,11 +95,13 @@ def test_a_filled_pack_by_hand() -> None:
     assert site.positions.tolist() == [1, 2, 3, 0] and site.targets.tolist() == [1, 1, 1, IGNORED]
     assert keyword.targets.tolist() == [[0, 1]] + [[IGNORED, IGNORED]] * 3 and keyword.counts.tolist() == [1]
     # A full pack is left as it is, whatever the step.
-    assert len(fill(make_pack([sample], run, {}, 0), 5, 5).tokens) == 5
+    assert len(make_pack([sample], run, {}, 0, Fill(5, 5)).tokens) == 5
 
 
 def test_an_empty_pack_adds_nothing() -> None:
-    _assert_same(_update(_packs()), _update([*_packs(), empty_pack()]), but="positions")
+    empty = make_pack([], RUN, CLASSES, 0, FILL)
+    assert len(empty.tokens) == 32 and empty.offsets == [0, 32] and len(empty.lengths) == 0
+    _assert_same(_update(_packs()), _update([*_packs(), empty]), but="positions")
 
 
 def test_heads_in_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +182,8 @@ def _varlen_on_a_cpu(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, m
 def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = LucaVirus(ARCHITECTURE, seed=5)
     compute = make_compute(RUN, torch.device("cpu")).with_capacity(4096)
-    packs = [fill(make_pack([sample], RUN, CLASSES, 0), 4096, 4096) for sample in _samples(8)]
-    packs += _packs(lambda pack: fill(pack, 4096, 4096))
+    packs = [make_pack([sample], RUN, CLASSES, 0, FILL) for sample in _samples(8)]
+    packs += _packs(FILL)
     assert len({len(pack.tokens) for pack in packs}) > 5
     with torch.no_grad():
         wanted = [compute.hidden(model, pack) for pack in packs]

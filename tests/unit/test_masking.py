@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.masking import corrupt, sample_keys
+from lucavirus.masking import corrupt, random_letters, sample_keys
+from lucavirus.tasks import MOLECULES
 
 GENE, PROT = alphabet.letters("gene"), alphabet.letters("prot")
 
@@ -21,8 +22,8 @@ def _bodies(count: int, length: int, letters: NDArray[np.uint8]) -> tuple[NDArra
 def _corrupt(tokens: Any, offsets: Any, molecule: int = 0, **changes: Any) -> Any:
     count = len(offsets) - 1
     keys = sample_keys(changes.pop("seed", 1111), changes.pop("epoch", 0), np.arange(count))
-    settings = {"probability": 0.15, "random_tokens": "molecule"} | changes
-    return corrupt(tokens, np.full(count, molecule, np.uint8), offsets, keys, **settings)
+    letters = random_letters(MOLECULES[molecule], changes.pop("random_tokens", "molecule"))
+    return corrupt(tokens, offsets, keys, changes.pop("probability", 0.15), letters)
 
 
 def test_proportions() -> None:
@@ -61,7 +62,7 @@ def test_masks_do_not_depend_on_company_or_place() -> None:
     tokens, offsets = _bodies(3, 200, PROT)
     together, chosen = _corrupt(tokens, offsets, 1)
     key = sample_keys(1111, 0, np.array([1]))
-    alone = corrupt(tokens[200:400], np.array([1], np.uint8), np.array([0, 200]), key, 0.15)
+    alone = corrupt(tokens[200:400], np.array([0, 200]), key, 0.15, PROT)
     np.testing.assert_array_equal(together[200:400], alone[0])
     np.testing.assert_array_equal(chosen[200:400], alone[1])
 

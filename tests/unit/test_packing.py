@@ -11,11 +11,14 @@ import torch
 from lucavirus import alphabet
 from lucavirus.attention import make_layout
 from lucavirus.config import Model, Run
+from lucavirus.labels import keyword_targets, paint
 from lucavirus.losses import sequence_losses
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.packing import IGNORED, Pack, Sample, TaskLabels, keyword_targets, make_pack, span_classes
+from lucavirus.packing import Fill, make_pack, make_parcel
+from lucavirus.packs import IGNORED, Pack, Sample, TaskLabels
 
 CLS, SEP = alphabet.CLS, alphabet.SEP
+CPU = torch.device("cpu")
 CLASSES = {"gene_type": 3, "prot_site": 4, "gene_taxonomy": 5, "prot_taxonomy": 2, "prot_keyword": 6}
 HEADS = {task: (16, size) for task, size in CLASSES.items()}
 RUN = Run(
@@ -77,8 +80,17 @@ def test_a_run_without_a_mask_task_masks_nothing_of_that_molecule() -> None:
 
 
 def test_later_spans_overwrite_and_spans_past_the_truncation_are_cut() -> None:
-    assert span_classes(_spans((0, 2, 1), (2, 3, 0), (4, 9, 2), (7, 9, 1)), 6).tolist() == [1, 1, 0, 0, 2, 2]
-    assert span_classes(_spans((8, 9, 1)), 3).tolist() == [IGNORED] * 3
+    spans = [_spans((0, 2, 1), (2, 3, 0), (4, 9, 2), (7, 9, 1)), _spans((8, 9, 1)), _spans((1, 5, 3))]
+    painted = paint(spans, np.array([0, 6, 9, 11]))
+    assert painted.tolist() == [1, 1, 0, 0, 2, 2] + [IGNORED] * 3 + [IGNORED, 3]
+
+
+def test_a_sequence_whose_spans_lie_behind_its_end_has_no_label() -> None:
+    run = RUN.model_copy(update={"tasks": ("gene_type",)})
+    samples = [_sample(0, 0, [5, 6], gene_type=_spans((4, 7, 1))), _sample(1, 0, [8], gene_type=_spans((0, 0, 2)))]
+    labels = make_pack(samples, run, {"gene_type": 3}, 0).labels["gene_type"]
+    assert labels.sequences.tolist() == [1] and labels.rows.tolist() == [0] and labels.positions.tolist() == [5]
+    assert make_pack(samples[:1], run, {"gene_type": 3}, 0).labels == {}
 
 
 def test_absent_keywords_are_negatives_or_ignored() -> None:
@@ -113,6 +125,30 @@ def _mixed_samples(count: int) -> list[Sample]:
             labels |= {"gene_taxonomy": _spans((index % 5,))} if molecule == 0 else {"prot_taxonomy": _spans((1,))}
         samples.append(_sample(index, molecule, body, **labels))
     return samples
+
+
+@pytest.mark.parametrize("fill", [None, Fill(512, 600)])
+def test_packs_made_together_are_those_made_one_by_one(fill: Fill | None) -> None:
+    samples = _mixed_samples(14)
+    groups = [samples[:5], [], samples[5:6], samples[6:13:2], samples[7::2]]
+    for together, group in zip(make_parcel(groups, RUN, CLASSES, 2, fill).open(CPU), groups, strict=True):
+        alone = make_pack(group, RUN, CLASSES, 2, fill)
+        assert together.offsets == alone.offsets and together.samples == alone.samples
+        assert list(together.labels) == list(alone.labels)
+        assert tensors(together) == tensors(alone)
+    assert make_parcel([], RUN, CLASSES, 2, fill).open(CPU) == []
+
+
+def tensors(pack: Pack) -> list[Any]:
+    """Type and content of every tensor of a pack."""
+    found: list[Any] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append((tensor.dtype, tensor.tolist()))
+        return tensor
+
+    pack.map(note)
+    return found
 
 
 def _loss_and_gradient(model: LucaVirus, packs: list[Pack]) -> tuple[float, torch.Tensor]:

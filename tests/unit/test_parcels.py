@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lucavirus.loader import Batches, updates
-from lucavirus.packing import Pack
-from lucavirus.parcels import Parcel
+from lucavirus.packing import make_parcel
+from lucavirus.packs import Pack, Sample
+from lucavirus.parcels import Column, Parcel
 from lucavirus.plan import Plan
 from tests import tiny
+from tests.unit.test_packing import tensors
 
 CPU = torch.device("cpu")
 
@@ -30,46 +32,44 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> Batches:
 
 
 def _content(packs: list[Pack]) -> list[Any]:
-    found: list[Any] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        found.append((tensor.dtype, tensor.tolist()))
-        return tensor
-
-    for pack in packs:
-        pack.map(note)
-        found.append((pack.offsets, pack.samples, list(pack.labels)))
-    return found
+    return [(tensors(pack), pack.offsets, pack.samples, list(pack.labels)) for pack in packs]
 
 
-def test_packs_come_back_as_they_were(batches: Batches) -> None:
-    packs = batches.packs(3)
-    assert len(packs) > 2 and any("prot_keyword" in pack.labels for pack in packs)
-    assert _content(Parcel.of(packs).open(CPU)) == _content(packs)
-    assert Parcel.of([]).open(CPU) == []
+def test_columns_come_back_as_they_were() -> None:
+    """Two packs, one of them without labels; the buffer by hand."""
+    columns = {
+        ("", "tokens"): Column(np.array([1, 2, 3], np.uint8), torch.int64, [1, 2]),
+        ("", "types"): Column(np.array([0, 1, 1], np.uint8), torch.int64, [1, 2]),
+        ("", "positions"): Column(np.array([300, 0, -1], np.int16), torch.int64, [1, 2]),
+        ("", "cu_seqlens"): Column(np.array([0, 1, 0, 2], np.int32), torch.int32, [2, 2]),
+        ("prot_keyword", "positions"): Column(np.array([1], np.int8), torch.int64, [0, 1]),
+        ("prot_keyword", "targets"): Column(np.array([[1, -100]], np.int8), torch.int8, [0, 1]),
+        ("prot_keyword", "rows"): Column(np.array([0], np.int8), torch.int64, [0, 1]),
+        ("prot_keyword", "counts"): Column(np.array([1.5], np.float32), torch.float32, [0, 1]),
+        ("prot_keyword", "sequences"): Column(np.array([0]), torch.int64, [0, 1]),
+    }
+    parcel = Parcel.of(columns, [[0, 1], [0, 2]], [[7], [8]])
+    assert parcel.buffer[:3].tolist() == [1, 2, 3] and parcel.buffer[16:19].tolist() == [0, 1, 1]
+    one, two = parcel.open(CPU)
+    assert tensors(one) == [(torch.int64, [1]), (torch.int64, [0]), (torch.int64, [300]), (torch.int32, [0, 1])]
+    assert tensors(two) == [
+        (torch.int64, [1]), (torch.int8, [[1, -100]]), (torch.int64, [0]), (torch.float32, [1.5]), (torch.int64, [0]),
+        (torch.int64, [2, 3]), (torch.int64, [1, 1]), (torch.int64, [0, -1]), (torch.int32, [0, 2]),
+    ]  # fmt: skip
+    assert (one.offsets, one.samples, two.offsets, two.samples) == ([0, 1], [7], [0, 2], [8])
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "size"),
-    [
-        (0, 255, 1),
-        (0, 256, 2),
-        (-1, 32767, 2),
-        (-100, 32768, 4),
-        (0, 2**31 - 1, 4),
-        (0, 2**31, 8),
-        (-(2**31) - 1, 0, 8),
-    ],
+    ("classes", "stored"), [(3, torch.int8), (128, torch.int8), (129, torch.int16), (40_000, torch.int32)]
 )
-def test_integers_travel_in_the_smallest_type_that_holds_them(batches: Batches, low: int, high: int, size: int) -> None:
-    numbers = torch.zeros(4096, dtype=torch.int64)
-    numbers[7], numbers[9] = low, high
-    pack = replace(batches.packs(0)[0], tokens=numbers, labels={})
-    plain = replace(pack, tokens=numbers[:0])
-    parcel = Parcel.of([pack])
-    assert len(parcel.buffer) - len(Parcel.of([plain]).buffer) == size * 4096
-    (opened,) = parcel.open(CPU)
-    assert opened.tokens.dtype == torch.int64 and torch.equal(opened.tokens, numbers)
+def test_integers_travel_in_the_smallest_type_that_holds_them(classes: int, stored: torch.dtype) -> None:
+    sample = Sample(0, 0, np.full(300, 5, np.uint8), {"gene_type": np.array([[298, 299, classes - 1]], np.int32)})
+    run = tiny.RUN.model_copy(update={"tasks": ("gene_type",)})
+    parcel = make_parcel([[sample]], run, {"gene_type": classes}, 0, None)
+    types = {place.name: place.stored for place in parcel.places}
+    assert types["gene_type", "targets"] == stored and types["gene_type", "positions"] == torch.int16
+    labels = parcel.open(CPU)[0].labels["gene_type"]
+    assert labels.targets.tolist() == [classes - 1] * 2 and labels.positions.tolist() == [299, 300]
 
 
 def test_the_fullest_pack_comes_last(batches: Batches) -> None:

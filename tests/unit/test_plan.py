@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucavirus.config import Run
+from lucavirus.config import ORDER, Run
+from lucavirus.continuing import differences
 from lucavirus.counters import permute
 from lucavirus.plan import Plan, automatic_max_steps, crosses, pack, sequence_costs, share
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 257, 5000])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 10, 257, 5000])
 def test_permutation_is_a_bijection(size: int) -> None:
     image = permute(np.arange(size), size, seed=1111, epoch=3)
     assert sorted(image.tolist()) == list(range(size))
@@ -36,6 +37,19 @@ def test_permutation_of_a_huge_corpus_is_immediate() -> None:
     size = 15_718_611
     image = permute(np.arange(12_000_000, 12_000_256), size, 1111, 2)
     assert len(set(image.tolist())) == 256 and image.min() >= 0 and image.max() < size
+
+
+def test_the_order_of_a_version_stays() -> None:
+    # Where these numbers change, config.ORDER must too.
+    assert ORDER == 2
+    assert permute(np.arange(10), 10, 1111, 0).tolist() == [9, 7, 3, 2, 1, 6, 0, 4, 8, 5]
+    assert permute(np.array([0, 1, 15_718_610]), 15_718_611, 1111, 3).tolist() == [7_209_611, 7_534_371, 2_529_867]
+
+
+def test_a_run_begun_in_another_order_is_refused() -> None:
+    now = Run().meaning()
+    before = {name: value for name, value in now.items() if name != "order of samples"}
+    assert differences(before, now) == ["order of samples: None -> 2"]
 
 
 PLAN = Plan(samples=100, gpus=2, batch_size=3, accumulation=4, seed=5, epochs=3)
