@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lucavirus.flops import encoder_flops, peak_flops
 from lucavirus.guard import StopRequest, only_owner
 from lucavirus.loader import Batches, updates
 from lucavirus.model import count_parameters
+from lucavirus.packs import Pack
 from lucavirus.plan import crosses
 from lucavirus.publish import publish_history, publish_model
 from lucavirus.staging import staged
@@ -82,21 +83,26 @@ class Trainer:
         )  # fmt: skip
         self.history.start_bar(self.state.update, self.last_update)
         self._boundary()
-        packs = updates(batches, self.state.update, self.last_update, self.ranks.device)
-        while not self.done:
-            wishes = self._update(packs)
-            # Who is asked to end has no time for an evaluation; the next start makes up for it.
-            if not wishes["stop"]:
-                self._boundary()
-            if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
-                self._save(scheduled=False)
-            if wishes["stop"]:
-                self.checkpoints.finish()
-                self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
-                why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
-                raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
+        # Closed whatever happens: a process waits at its end for the loader's workers, and they ignore signals.
+        with closing(updates(batches, self.state.update, self.last_update, self.ranks.device)) as packs:
+            while not self.done:
+                self._update_and_save(packs)
 
-    def _update(self, packs: Iterator[list[Any]]) -> dict[str, bool]:
+    def _update_and_save(self, packs: Iterator[list[Pack]]) -> None:
+        """One update, and what is due after it."""
+        wishes = self._update(packs)
+        # Who is asked to end has no time for an evaluation; the next start makes up for it.
+        if not wishes["stop"]:
+            self._boundary()
+        if (wishes["stop"] or wishes["save"]) and self.state.saved != self.state.update:
+            self._save(scheduled=False)
+        if wishes["stop"]:
+            self.checkpoints.finish()
+            self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
+            why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
+            raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
+
+    def _update(self, packs: Iterator[list[Pack]]) -> dict[str, bool]:
         """One update, counted and logged; returns what any rank wishes: to stop, to save."""
         started = time.perf_counter()
         made = next(packs)

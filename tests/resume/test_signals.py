@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -82,3 +83,29 @@ def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signal
     whole, other = (tiny.final_tensors(settings, each) for each in ("whole", name))
     assert [tensor for tensor in whole if not torch.equal(whole[tensor], other[tensor])] == []
     assert tiny.history(settings, name) == tiny.history(settings, "whole")
+
+
+def test_a_crash_ends_a_training_that_has_loader_workers(settings: Path) -> None:
+    # Workers ignore SIGTERM, with which Python would end them at its exit: whoever leaves them behind waits for ever.
+    command = tiny.train_command(settings, "crash")
+    code = """
+import runpy, sys
+from lucavirus.update import Updater
+def fail(*arguments):
+    raise RuntimeError("the GPU fell off the bus")
+Updater.step = fail
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    tiny.change_run(settings, worker_num=1)
+    process = subprocess.Popen(
+        [command[0], "-c", code, *command[1:]], env=tiny.environment(), stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        tiny.change_run(settings, worker_num=0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and said.rstrip().endswith("RuntimeError: the GPU fell off the bus")
