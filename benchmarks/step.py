@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.corpus import make_project
 from benchmarks.stand_in import StandIn
-from lucavirus import linear
+from lucavirus import linear, memory
 from lucavirus.capacity import training_capacity
 from lucavirus.compute import make_compute
 from lucavirus.config import Model, Run
@@ -63,6 +63,8 @@ def head_flops(architecture: Architecture, packs: list[Pack]) -> float:
 def one(kind: str, run: Run, data: Path, updates: int) -> dict[str, Any]:
     """Measure one kind of step in this process."""
     prepared = prepare("full", run, data)
+    if kind == "ours":
+        memory.prepare_for_model(prepared.architecture.weights)
     model = LucaVirus(prepared.architecture, run.seed)
     step, batches = _ours(prepared, model) if kind == "ours" else _stand_in(prepared, model)
     rows = []

@@ -1,9 +1,10 @@
 """Speed of the tokenize stage, from FASTA to finished shards, on made-up genomes and proteins.
 
 Prints one JSON object: residues a second (median of --repeats), by the clock and by the processor time of the process
-(start-up aside); two ranks beside one (median of pairs), started by torchrun as the rule does; a gzip file beside
-Python's gzip reading it to its end; peak memory, also with one record of --long-megabytes; and the published speed of
-the original's tokenizer. The file system is that of --folder.
+(start-up aside); two ranks beside one (median of pairs), started by torchrun as the rule does, and what two processes
+of pure computation reach here beside one; a gzip file beside Python's gzip reading it to its end; peak memory, also
+with one record of --long-megabytes; and the published speed of the original's tokenizer. The file system is that of
+--folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,13 @@ def _lines(body: NDArray[np.uint8]) -> bytes:
 
 
 def prepare(folder: Path, file: Path, kind: str, window: int | None) -> Path:
-    """Write settings and vocabularies of one source; returns the path of the settings."""
-    source: Any = {"name": "s", "files": [str(file)], "kind": kind, "window_size": window}
-    settings = Settings(project="p", sources=(source,), runs={"full": Run()})
+    """Write settings and vocabularies of one source, and of one of few records; returns the path of the settings."""
+    write_fasta(folder / "few.fasta", kind, 10**5)
+    sources: Any = [
+        {"name": name, "files": [str(path)], "kind": kind, "window_size": window}
+        for name, path in (("s", file), ("few", folder / "few.fasta"))
+    ]
+    settings = Settings(project="p", sources=tuple(sources), runs={"full": Run()})
     build_vocabularies(settings, folder / "vocabularies")
     path = folder / "settings.json"
     path.write_text(settings.model_dump_json())
@@ -72,12 +78,13 @@ def prepare(folder: Path, file: Path, kind: str, window: int | None) -> Path:
 
 
 def stage(settings: Path) -> None:
-    """Tokenize, on each rank; the first prints what it took."""
+    """Tokenize, on each rank; the first prints what it took, without what is imported at the first use."""
     with joined("cpu") as ranks:
-        out = settings.parent / "shards"
+        vocabularies, out = settings.parent / "vocabularies", settings.parent / "shards"
+        tokenize_source(read_settings(settings), "few", vocabularies, out / "few", ranks)
         ranks.barrier()
         wall, cpu = time.perf_counter(), time.process_time()
-        index = tokenize_source(read_settings(settings), "s", settings.parent / "vocabularies", out, ranks)
+        index = tokenize_source(read_settings(settings), "s", vocabularies, out / "s", ranks)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         took = np.concatenate(ranks.gather(np.array([[wall, cpu, memory]])))
@@ -105,12 +112,32 @@ def gunzip_seconds(file: Path) -> float:
     return time.perf_counter() - started
 
 
+def machine_scaling(repeats: int) -> float:
+    """How much more two processes of this machine compute than one, on what needs neither disk nor much memory."""
+    with ProcessPoolExecutor(2) as pool:
+
+        def seconds(processes: int) -> float:
+            started = time.perf_counter()
+            list(pool.map(_compute, range(processes)))
+            return time.perf_counter() - started
+
+        seconds(2)
+        return statistics.median(2 * seconds(1) / seconds(2) for _ in range(repeats))
+
+
+def _compute(_: int) -> None:
+    block, table = bytes(1 << 20), bytes(range(256))
+    for _ in range(200):
+        block.translate(table)
+
+
 def measure(folder: Path, megabases: int = 225, long_megabytes: int = 300, repeats: int = 3) -> dict[str, Any]:
     """Make the inputs in `folder`, of that many million residues each, and measure.
 
     Two ranks are compared fairly where a file is some times 64 MB, the unit of work. Returns what is printed.
     """
     result: dict[str, Any] = {"original_residues_per_s": ORIGINAL, "cores": len(os.sched_getaffinity(0)), "cases": {}}
+    result["two_processes_to_one"] = machine_scaling(max(3, repeats))
     files = {kind: folder / f"{kind}.fasta" for kind in MADE_UP}
     for kind, file in files.items():
         write_fasta(file, kind, megabases * 10**6)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from lucavirus import memory
 from lucavirus.capacity import evaluation_capacity
 from lucavirus.compute import make_compute
 from lucavirus.config import Run, Settings
@@ -45,6 +46,7 @@ def load_model(folder: Path) -> LucaVirus:
         architecture = Architecture.from_json(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"is no published model ({error})", where=str(folder), hint="train the run first") from error
+    memory.prepare_for_model(architecture.weights)
     model = LucaVirus(architecture)
     left = import_weights(model, folder).left
     if left:

@@ -35,9 +35,9 @@ TORCHRUN = (
 SHUTDOWN = "--shutdown-timeout=120"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Set unless the user does (docs/benchmarks.md). Threads that wait for each other soon sleep: to spin for milliseconds,
-# OpenMP's default, slows a training many times over when anything else runs on its cores. Large tensors are mapped, on
-# huge pages where there are: in the heap of malloc their holes add up to half as much memory again.
-TUNING = {"GOMP_SPINCOUNT": "1000", "MALLOC_MMAP_THRESHOLD_": "1000000", "THP_MEM_ALLOC_ENABLE": "1"}
+# OpenMP's default, slows a training many times over when anything else runs on its cores. Large tensors are on huge
+# pages where there are.
+TUNING = {"GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1"}
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 PASSED_ON = {

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from lucavirus import memory
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
 from lucavirus.masking import EVALUATION_EPOCH
@@ -73,7 +74,7 @@ def updates(batches: Batches, first: int, last: int, device: torch.device) -> Ge
     workers = batches.run.worker_num
     options: dict[str, Any] = {"pin_memory": device.type == "cuda"}
     if workers:
-        options |= {"prefetch_factor": 4, "worker_init_fn": _ignore_signals, "multiprocessing_context": "fork"}
+        options |= {"prefetch_factor": 4, "worker_init_fn": _begin, "multiprocessing_context": "fork"}
     loader = DataLoader(
         batches, batch_size=None, sampler=range(first, last), num_workers=workers, **options
     )  # fmt: skip
@@ -81,7 +82,8 @@ def updates(batches: Batches, first: int, last: int, device: torch.device) -> Ge
         yield parcel.open(device)
 
 
-def _ignore_signals(_: int) -> None:
+def _begin(_: int) -> None:
+    memory.keep_blocks()
     # A signal to the whole group asks the trainer to save; it must find its workers alive until then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

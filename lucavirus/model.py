@@ -45,6 +45,12 @@ class Architecture:
         model = run.model
         return cls(model.hidden_size, model.num_attention_layers, model.num_attention_heads, model.max_length, heads)
 
+    @property
+    def weights(self) -> int:
+        """Numbers in the matrices of layers and heads: nearly all parameters, known before there is a model."""
+        heads = (self.hidden_size * width + width * classes for width, classes in self.heads.values())
+        return 12 * self.layers * self.hidden_size**2 + sum(heads)
+
     def to_json(self) -> dict[str, Any]:
         """The `config.json` of a published model, with the original's key names."""
         config: dict[str, Any] = {

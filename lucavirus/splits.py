@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lucavirus import memory
 from lucavirus.config import Settings
 from lucavirus.config_data import Split
 from lucavirus.distributed import Ranks
@@ -74,6 +75,7 @@ def make_datasets(settings: Settings, shards: Path, out: Path, ranks: Ranks) -> 
 
     Ranks share the check of every shard's checksum; the first rank divides. Returns a summary for the log.
     """
+    memory.keep_blocks()
     names = [
         (source, entry)
         for source in settings.sources

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
+from lucavirus import memory
 from lucavirus.capacity import training_capacity
 from lucavirus.checkpoint import newest_complete
 from lucavirus.compute import choose_parallel, make_compute, set_determinism
@@ -60,6 +61,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
         raise refusal(work, changed)
     state = read_state(newest) if newest else _first_state(prepared, step, original, checkpoints)
     state.resolved.setdefault("max_steps", prepared.max_steps())
+    memory.prepare_for_model(prepared.architecture.weights)
     model = LucaVirus(prepared.architecture, prepared.run.seed)
     said += _load_weights(newest, original or prepared.run.model_dirpath, prepared.plan, state, model)
     updater = _make_updater(prepared, model, state, ranks)

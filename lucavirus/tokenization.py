@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lucavirus import memory
 from lucavirus.alphabet import OTHER_BASE, UNK
 from lucavirus.annotations import Labels
 from lucavirus.batches import Batch, Record
@@ -38,6 +39,7 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
     Ranks take units of work in turn; each unit gives the same shards whoever does it. Raises UserError on bad input;
     no index is there then.
     """
+    memory.keep_blocks()
     source = chosen(settings.sources, name)
     names = read_vocabularies(vocabularies)
     source_labels = SourceLabels(source, names, settings.gff3_types)

@@ -34,6 +34,12 @@ def test_parameter_names_and_shapes() -> None:
     assert len(shapes) == 2 * 16 + 2 + 2 + 6 + 8
 
 
+def test_the_size_of_a_model_is_known_before_there_is_one() -> None:
+    parts = ("layers", "hidden_layer_list", "classifier_list")
+    matrices = [p for name, p in LucaVirus(SMALL).named_parameters() if name.startswith(parts) and p.ndim == 2]
+    assert SMALL.weights == sum(matrix.numel() for matrix in matrices)
+
+
 def test_initialisation() -> None:
     model = LucaVirus(Architecture(256, 1, 4, 20, {}), seed=3)
     model.requires_grad_(False)

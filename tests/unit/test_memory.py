@@ -1,0 +1,45 @@
+"""How many pages large blocks of memory take."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+
+_BLOCKS, _PAGES = 50, 768  # of 3 MiB each
+_SCRIPT = f"""
+import resource, sys
+import numpy as np
+from lucavirus import memory
+memory.prepare_for_model(int(sys.argv[1]))
+np.ones(3 << 20, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({_BLOCKS}):
+    np.ones(3 << 20, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
+
+
+def _faults(parameters: int, **variables: str) -> int:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    # numpy asks for huge pages, where there are: one of them would stand for 512.
+    env |= {"PYTHONPATH": str(tiny.ROOT), "NUMPY_MADVISE_HUGEPAGE": "0"} | variables
+    command = [sys.executable, "-c", _SCRIPT, str(parameters)]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def test_blocks_are_kept_for_small_models_and_given_back_for_large_ones() -> None:
+    assert _faults(123_000) < _PAGES
+    assert _faults(53_000_000) > 0.9 * _BLOCKS * _PAGES
+
+
+def test_variables_of_the_user_go_first() -> None:
+    assert _faults(123_000, MALLOC_MMAP_THRESHOLD_="1000000") > 0.9 * _BLOCKS * _PAGES
