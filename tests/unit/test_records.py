@@ -20,6 +20,7 @@ from lucavirus.fasta import read_fasta as read_batches
 from lucavirus.fasta import scan_ids
 from lucavirus.records import read_csv, read_unit
 from lucavirus.tasks import Molecule
+from tests.mistakes import mistake
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 HEADER = b"obj_id,obj_type,obj_seq,obj_label\n"
@@ -46,13 +47,6 @@ def flat(batches: Iterator[Batch]) -> Iterator[Record]:
 
 def bodies(found: Iterator[Record] | list[Record]) -> list[tuple[str, bytes]]:
     return [(record.id, record.tokens) for record in found]
-
-
-def mistake(read: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        read()
-    assert caught.value.hint
-    return str(caught.value)
 
 
 def fasta_mistake(file: str, molecule: str = "gene") -> str:

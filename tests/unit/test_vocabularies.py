@@ -24,6 +24,7 @@ from lucavirus.fasta import read_fasta
 from lucavirus.records import read_csv
 from lucavirus.tasks import SUPERVISED
 from lucavirus.vocabularies import SourceLabels, Summary, build_vocabularies, read_vocabulary
+from tests.mistakes import mistake
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared/data"
@@ -87,13 +88,6 @@ def case(tmp_path: Path) -> Case:
 
 def written(folder: Path) -> dict[str, tuple[str, ...]]:
     return {path.stem: read_vocabulary(path) for path in folder.iterdir()}
-
-
-def mistake(read: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        read()
-    assert caught.value.hint
-    return str(caught.value)
 
 
 def test_vocabularies_are_the_sorted_names_of_all_sources(case: Case, tmp_path: Path) -> None:
