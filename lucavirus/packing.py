@@ -147,6 +147,8 @@ def _token_columns(
 def _label_columns(labelled: Labelled, vocabulary: int, frame: _Frame, fill: Fill | None) -> dict[str, Column]:
     """The tensors of TaskLabels, for all packs."""
     owners, counts, places, targets = labelled
+    if targets.ndim == 1:  # a narrow type would make another class of it; tokenizing refuses such labels
+        assert int(targets.max()) < vocabulary, f"class {targets.max()} of a vocabulary of {vocabulary}"
     packs, number = frame.packs[owners], len(frame.offsets)
     sequences = np.bincount(packs, minlength=number)
     rows = np.bincount(packs, counts, number).astype(np.int64).tolist()

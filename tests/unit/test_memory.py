@@ -6,9 +6,11 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lucavirus import loader, memory
 from tests import tiny
 
 _BLOCKS, _PAGES = 50, 768  # of 3 MiB each
@@ -43,3 +45,14 @@ def test_blocks_are_kept_for_small_models_and_given_back_for_large_ones() -> Non
 
 def test_variables_of_the_user_go_first() -> None:
     assert _faults(123_000, MALLOC_MMAP_THRESHOLD_="1000000") > 0.9 * _BLOCKS * _PAGES
+
+
+def test_tokenizing_splitting_and_loading_keep_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[dict[int, int]] = []
+    monkeypatch.setattr(memory, "_set", asked.append)
+    tiny.make_project(tmp_path)  # two sources, one split
+    with monkeypatch.context() as signals:
+        signals.setattr("signal.signal", lambda *arguments: None)
+        loader._begin(0)
+    kept = {memory._MMAP_THRESHOLD: 32 * 2**20, memory._TRIM_THRESHOLD: 256 * 2**20}
+    assert asked == [kept] * 4

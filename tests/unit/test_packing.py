@@ -93,9 +93,21 @@ def test_a_sequence_whose_spans_lie_behind_its_end_has_no_label() -> None:
     assert make_pack(samples[:1], run, {"gene_type": 3}, 0).labels == {}
 
 
+def test_a_class_that_is_not_in_the_vocabulary_is_no_other_class() -> None:
+    run = RUN.model_copy(update={"tasks": ("gene_type",)})
+    with pytest.raises(AssertionError, match="class 156 of a vocabulary of 3"):  # -100, ignored, in 8 bits
+        make_pack([_sample(0, 0, [5], gene_type=_spans((0, 0, 156)))], run, {"gene_type": 3}, 0)
+
+
 def test_absent_keywords_are_negatives_or_ignored() -> None:
     assert keyword_targets(_spans((2,)), 4, True).tolist() == [0, 0, 1, 0]
     assert keyword_targets(_spans((2,)), 4, False).tolist() == [IGNORED, IGNORED, 1, IGNORED]
+
+
+def test_a_vocabulary_of_one_keyword() -> None:
+    run = RUN.model_copy(update={"tasks": ("prot_keyword",)})
+    pack = make_pack([_sample(0, 1, [10], prot_keyword=_spans((0,)))], run, {"prot_keyword": 1}, 0)
+    assert pack.labels["prot_keyword"].targets.tolist() == [[1]]
 
 
 def test_losses_by_hand() -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from lucavirus.dataset import classes_of
 from lucavirus.loader import Batches, updates
 from lucavirus.packing import make_parcel
 from lucavirus.packs import Pack, Sample
 from lucavirus.parcels import Column, Parcel
 from lucavirus.plan import Plan
+from lucavirus.vocabularies import read_vocabularies
 from tests import tiny
 from tests.unit.test_packing import tensors
 
@@ -27,7 +29,7 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> Batches:
     settings = tiny.make_project(tmp_path_factory.mktemp("parcels"))
     dataset = tiny.dataset(settings)
     run = tiny.RUN.model_copy(update={"worker_num": 1})
-    classes = {"gene_type": 8, "gene_taxonomy": 4, "prot_keyword": 12, "prot_taxonomy": 4}
+    classes = classes_of(read_vocabularies(settings.parent / "vocabularies"), run.tasks)
     return Batches(dataset, run, Plan.of(run, len(dataset)), classes, 258, 0, 1)
 
 
