@@ -1,11 +1,14 @@
 """Attention over packed sequences of different lengths: CPU and GPU back-ends behind one function.
 
-Shapes: T tokens of the pack, H heads, D head size.
+Shapes: T tokens of the pack, R of them that attend (all of them, or those wanted), H heads, D head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +21,25 @@ _GROUP_TOKENS = 256
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sequences of a pack lie; built once a pack, used by every layer.
+    """Where the sequences of a pack lie, among the tokens that attend and among those attended to.
 
-    `groups` are (start, end, mask), mask None for a single sequence. The GPU kernel for variable lengths needs none of
-    them (None), but `cu_seqlens` int32 on the device, in which the last offset may be repeated, and a bound of the
-    longest sequence.
+    Built once a pack, used by every layer. The GPU kernel for variable lengths needs no `groups` (None), but the
+    boundaries `queries` and `keys`, int32 on the device, whose last one may be repeated, and a bound of the longest
+    sequence.
     """
 
-    cu_seqlens: Tensor
+    queries: Tensor
+    keys: Tensor
     longest: int
-    groups: tuple[tuple[int, int, Tensor | None], ...] | None
+    groups: tuple[Group, ...] | None
+
+
+class Group(NamedTuple):
+    """Neighbouring sequences computed together: `queries` attend to `keys`; `mask` is None for a single sequence."""
+
+    queries: slice
+    keys: slice
+    mask: Tensor | None
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -35,48 +47,59 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def make_layout(offsets: list[int], device: torch.device) -> Layout:
-    """Describe a pack whose sequence i is tokens[offsets[i]:offsets[i+1]], for the back-end without kernel."""
-    longest = max(end - start for start, end in zip(offsets, offsets[1:], strict=False))
-    return Layout(torch.tensor(offsets, dtype=torch.int32, device=device), longest, tuple(_groups(offsets, device)))
+def make_layout(offsets: list[int], device: torch.device, wanted: Tensor | None = None) -> Layout:
+    """Describe a pack whose sequence i is tokens[offsets[i]:offsets[i+1]], for the back-end without kernel.
+
+    With `wanted`, int64 (R,) ascending, only these tokens attend.
+    """
+    keys = torch.tensor(offsets, dtype=torch.int32, device=device)
+    queries = keys if wanted is None else boundaries(wanted, keys)
+    longest = max(end - start for start, end in pairwise(offsets))
+    return Layout(queries, keys, longest, tuple(_groups(queries.tolist(), offsets, wanted, device)))
 
 
-def _groups(offsets: list[int], device: torch.device) -> list[tuple[int, int, Tensor | None]]:
-    groups = []
+def boundaries(wanted: Tensor, offsets: Tensor) -> Tensor:
+    """Where each sequence's tokens begin and end among the wanted ones, int32 as `offsets`."""
+    return torch.searchsorted(wanted, offsets.to(wanted.dtype), out_int32=True)
+
+
+def _groups(
+    queries: Sequence[int], offsets: Sequence[int], wanted: Tensor | None, device: torch.device
+) -> Iterator[Group]:
     first = 0
     for last in range(1, len(offsets)):
         if last + 1 == len(offsets) or offsets[last + 1] - offsets[first] > _GROUP_TOKENS:
-            groups.append((offsets[first], offsets[last], _block_mask(offsets[first : last + 1], device)))
+            ask, keys = slice(queries[first], queries[last]), slice(offsets[first], offsets[last])
+            mask = None
+            if last - first > 1:
+                owner = _owners(offsets[first : last + 1]).to(device)
+                own = owner if wanted is None else owner[wanted[ask] - keys.start]
+                mask = own[:, None] == owner[None, :]
+            yield Group(ask, keys, mask)
             first = last
-    return groups
 
 
-def _block_mask(offsets: list[int], device: torch.device) -> Tensor | None:
-    if len(offsets) == 2:
-        return None
-    lengths = torch.tensor([end - start for start, end in zip(offsets, offsets[1:], strict=False)])
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    return (owner[:, None] == owner[None, :]).to(device)
+def _owners(offsets: Sequence[int]) -> Tensor:
+    lengths = torch.tensor([end - start for start, end in pairwise(offsets)])
+    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
-def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tensor:
-    """Bidirectional softmax attention within each sequence, scaled by D^-0.5; returns (T, H, D)."""
+def attend(q_RHD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tensor:
+    """Bidirectional softmax attention within each sequence, scaled by D^-0.5; returns (R, H, D)."""
     if layout.groups is None:
         # Here, because the import costs each process on a CPU a second and 70 MB for nothing.
         from torch.nn.attention.varlen import varlen_attn
 
-        out = varlen_attn(
-            q_THD, k_THD, v_THD, layout.cu_seqlens, layout.cu_seqlens, layout.longest, layout.longest
-        )  # fmt: skip
+        out = varlen_attn(q_RHD, k_THD, v_THD, layout.queries, layout.keys, layout.longest, layout.longest)
         assert isinstance(out, Tensor)
         return out
     parts = [
         F.scaled_dot_product_attention(
-            q_THD[start:end].transpose(0, 1)[None],
-            k_THD[start:end].transpose(0, 1)[None],
-            v_THD[start:end].transpose(0, 1)[None],
+            q_RHD[queries].transpose(0, 1)[None],
+            k_THD[keys].transpose(0, 1)[None],
+            v_THD[keys].transpose(0, 1)[None],
             attn_mask=mask,
         )[0].transpose(0, 1)
-        for start, end, mask in layout.groups
+        for queries, keys, mask in layout.groups
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

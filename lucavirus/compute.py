@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lucavirus.attention import Layout, has_varlen_kernel, make_layout
+from lucavirus.attention import Layout, boundaries, has_varlen_kernel, make_layout
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
-from lucavirus.model import LucaVirus, count_parameters
+from lucavirus.model import LucaVirus, Wanted, count_parameters
 from lucavirus.packing import step_of_fill
 from lucavirus.packs import Pack
 
@@ -52,14 +52,19 @@ class Compute:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
-        """Hidden states of a pack that is on the device."""
+        """Hidden states (R, C) of the wanted tokens of a pack that is on the device."""
         if has_varlen_kernel(self.device, self.dtype):
-            # So that nothing is compiled anew: a constant (what fills a pack may be longer than its sequences), and
-            # boundaries in a tensor of their own, because code is bound to a tensor's place in a larger one.
-            layout = Layout(pack.cu_seqlens.clone(), max(self.max_length, step_of_fill(self.capacity)), None)
+            # So that nothing is compiled anew: a constant (what fills a pack may be longer than its sequences, and what
+            # fills the wanted tokens counts to its last one), and boundaries and rows in tensors of their own, because
+            # code is bound to a tensor's place in a larger one.
+            step = step_of_fill(self.capacity)
+            edges, rows, longest = pack.cu_seqlens.clone(), pack.wanted.clone(), max(self.max_length, step) + step
+            layout = Layout(edges, edges, longest, None)
+            wanted = Wanted(rows, Layout(boundaries(rows, edges), edges, longest, None))
         else:
             layout = make_layout(pack.offsets, self.device)
-        hidden: Tensor = model(pack.tokens, pack.types, pack.positions, layout)
+            wanted = Wanted(pack.wanted, make_layout(pack.offsets, self.device, pack.wanted))
+        hidden: Tensor = model(pack.tokens, pack.types, pack.positions, layout, wanted)
         return hidden
 
     def autocast(self) -> torch.autocast:

@@ -78,7 +78,7 @@ def evaluate_split(
             hidden = compute.hidden(model, pack)
             for task, labels in pack.labels.items():
                 samples = np.asarray(pack.samples)[labels.sequences.cpu().numpy()]
-                collected.add(task, samples, model.logits(task, hidden[labels.positions]), labels)
+                collected.add(task, samples, model.logits(task, hidden[pack.places(labels)]), labels)
         progress(done, len(mine))
     if compute.parallel == "fsdp":  # every rank must take part in as many passes as the first
         nothing = evaluation_pack(dataset, np.empty(0, np.int64), run, classes, compute.capacity).to(compute.device)

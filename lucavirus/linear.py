@@ -17,6 +17,9 @@ ONEDNN: bool = (
     and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 )
 
+# Numbers between two layers that are made at once: below malloc's bound for mapped blocks (memory.py), so that they
+# stay in the cache and take no new pages. Never so few rows that adding up the weights' gradients costs more.
+_BETWEEN, _FEWEST = 245_000, 128
 # Where oneDNN is used. Up to so many rows MKL adds a gradient up in place faster than oneDNN makes it; above, oneDNN
 # makes it in parts of so many outputs, which cost no time and little memory.
 _FEW_ROWS, _OUTPUTS = 64, 512
@@ -78,22 +81,39 @@ class _TwoProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, v: Tensor, a: Tensor, w: Tensor, b: Tensor, in_place: tuple[bool, bool]) -> Tensor:
         ctx.save_for_backward(x, v, a, w)
         ctx.in_place = in_place
-        return _product(F.gelu(_product(x, v, a)), w, b)
+        parts = [_product(F.gelu(_product(part, v, a)), w, b) for part in torch.split(x, _rows_between(v))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, v, a, w = ctx.saved_tensors
-        between = _product(x, v, a)
-        of_w = _of_weight(gradient, F.gelu(between), w, ctx.in_place[1])
-        of_between = _product(gradient, w.t())
-        torch.ops.aten.gelu_backward.grad_input(of_between, between, grad_input=of_between)  # in place: it is wide
-        of_v = _of_weight(of_between, x, v, ctx.in_place[0])
-        return _product(of_between, v.t()), of_v, of_between.sum(0), of_w, gradient.sum(0), None
+        of_x, of_a = list[Tensor](), torch.zeros_like(a)
+        of_v: Tensor | None = None
+        of_w: Tensor | None = None
+        rows = _rows_between(v)
+        for part, of_part in zip(torch.split(x, rows), torch.split(gradient, rows), strict=True):
+            between = _product(part, v, a)
+            of_w = _of_weight(of_part, F.gelu(between), w, ctx.in_place[1], of_w)
+            of_between = _product(of_part, w.t())
+            torch.ops.aten.gelu_backward.grad_input(of_between, between, grad_input=of_between)  # in place: it is wide
+            of_v = _of_weight(of_between, part, v, ctx.in_place[0], of_v)
+            of_a += of_between.sum(0)
+            of_x.append(_product(of_between, v.t()))
+        return of_x[0] if len(of_x) == 1 else torch.cat(of_x), of_v, of_a, of_w, gradient.sum(0), None
 
 
-def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, in_place: bool) -> Tensor | None:
-    """The gradient of the weight; None when it was added to what the weight has."""
+def _rows_between(v: Tensor) -> int:
+    """Rows that are made at once between two layers, of which `v` (width, in) is the first one's weight."""
+    return max(_FEWEST, _BETWEEN // len(v))
+
+
+def _of_weight(
+    gradient: Tensor, x: Tensor, weight: Tensor, in_place: bool, before: Tensor | None = None
+) -> Tensor | None:
+    """The gradient of the weight, added to that of the rows `before`; None when it was added to what the weight has."""
+    if before is not None:
+        return before.addmm_(gradient.t(), x)
     if not in_place or weight.grad is None:
         return _product(gradient.t(), x.t())
     if not ONEDNN or len(x) <= _FEW_ROWS:

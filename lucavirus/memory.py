@@ -12,7 +12,7 @@ import os
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MOST_MMAP_THRESHOLD = 32 * 2**20
 # From so many weights on the memory of a training counts for more than its speed.
-_LARGE_MODEL = 16 * 10**6
+_LARGE_MODEL = 4 * 10**6
 
 
 def keep_blocks() -> None:

@@ -1,6 +1,7 @@
 """The encoder, the LM head and the task heads; parameter names are those of the original checkpoints (SPEC section 3).
 
-Shapes: T tokens of a pack, C width, H heads, D head size, M rows that a head is asked for.
+Shapes: T tokens of a pack, R of them whose hidden states are wanted, C width, H heads, D head size, M rows that a head
+is asked for.
 """
 
 from __future__ import annotations
@@ -86,12 +87,19 @@ class SelfAttention(nn.Module):
         self.k_proj, self.v_proj = Linear(width, width), Linear(width, width)
         self.q_proj, self.out_proj = Linear(width, width), Linear(width, width)
 
-    def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        """Attend within each sequence of the pack; (T, C) to (T, C)."""
+    def forward(
+        self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout, wanted_R: Tensor | None = None
+    ) -> Tensor:
+        """Attend within each sequence of the pack; (T, C) to (T, C), or to (R, C) of the wanted tokens."""
+        asking, places = x_TC, rotary
+        if wanted_R is not None:
+            asking, places = x_TC.index_select(0, wanted_R), (rotary[0][wanted_R], rotary[1][wanted_R])
         q, k, v = (
-            projection(x_TC).unflatten(-1, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(x).unflatten(-1, (self.heads, -1))
+            for projection, x in ((self.q_proj, asking), (self.k_proj, x_TC), (self.v_proj, x_TC))
         )
-        return self.out_proj(attend(_rotate(q, rotary), _rotate(k, rotary), v, layout).flatten(-2))  # type: ignore[no-any-return]
+        out_RHD = attend(_rotate(q, places), _rotate(k, rotary), v, layout)
+        return self.out_proj(out_RHD.flatten(-2))  # type: ignore[no-any-return]
 
 
 def _rotate(x_THD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -110,10 +118,16 @@ class Layer(nn.Module):
         self.post_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         self.fc1, self.fc2 = Linear(width, 4 * width), Linear(4 * width, width)
 
-    def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        """Attention and feed-forward, each behind its LayerNorm and added to its input; (T, C) to (T, C)."""
-        x_TC = x_TC + self.self_attn(self.pre_layer_norm(x_TC), rotary, layout)
-        return x_TC + two_layers(self.fc1, self.fc2, self.post_layer_norm(x_TC))
+    def forward(
+        self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout, wanted_R: Tensor | None = None
+    ) -> Tensor:
+        """Attention and feed-forward, each behind its LayerNorm and added to its input.
+
+        (T, C) to (T, C), or to (R, C) of the wanted tokens: the others are only attended to.
+        """
+        x_RC: Tensor = x_TC if wanted_R is None else x_TC.index_select(0, wanted_R)
+        x_RC = x_RC + self.self_attn(self.pre_layer_norm(x_TC), rotary, layout, wanted_R)
+        return x_RC + two_layers(self.fc1, self.fc2, self.post_layer_norm(x_RC))
 
 
 class LMHead(nn.Module):
@@ -130,6 +144,14 @@ class LMHead(nn.Module):
     def forward(self, x_MC: Tensor) -> Tensor:
         """Scores of the 39 tokens, (M, 39)."""
         return F.linear(self.layer_norm(F.gelu(self.dense(x_MC))), self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The tokens whose hidden states are wanted: `rows` int64 (R,), ascending, and the layout in which they attend."""
+
+    rows: Tensor
+    layout: Layout
 
 
 class LucaVirus(nn.Module):
@@ -168,27 +190,36 @@ class LucaVirus(nn.Module):
             nn.init.zeros_(attention.out_proj.bias)
         self.embed_tokens.weight[alphabet.PAD] = 0
 
-    def forward(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> Tensor:
-        """Hidden states (T, C) of packed sequences; positions are counted from 0 at each [CLS]."""
-        for x_TC in self._states(tokens_T, types_T, positions_T, layout):  # noqa: B007
+    def forward(
+        self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout, wanted: Wanted | None = None
+    ) -> Tensor:
+        """Hidden states (T, C) of packed sequences; positions are counted from 0 at each [CLS].
+
+        Of the `wanted` tokens alone (R, C): the last layer is computed for these only, which changes nothing for them.
+        """
+        for x in self._states(tokens_T, types_T, positions_T, layout, wanted):  # noqa: B007
             pass
-        return x_TC
+        return x
 
     def layer_outputs(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> list[Tensor]:
         """The input of the first layer, the output of each layer, and the hidden states after the last LayerNorm."""
         return list(self._states(tokens_T, types_T, positions_T, layout))
 
-    def _states(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> Iterator[Tensor]:
-        x_TC = self.embed_tokens(tokens_T) + self.embed_type(types_T)
-        yield x_TC
+    def _states(
+        self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout, wanted: Wanted | None = None
+    ) -> Iterator[Tensor]:
+        x = self.embed_tokens(tokens_T) + self.embed_type(types_T)
+        yield x
         rotary = self._rotary(positions_T)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            last = wanted is not None and number == len(self.layers)
+            rest = (rotary, wanted.layout, wanted.rows) if wanted and last else (rotary, layout)
             if self.recomputation and torch.is_grad_enabled():
-                x_TC = checkpoint(layer, x_TC, rotary, layout, use_reentrant=False)
+                x = checkpoint(layer, x, *rest, use_reentrant=False)
             else:
-                x_TC = layer(x_TC, rotary, layout)
-            yield x_TC
-        yield self.last_layer_norm(x_TC)
+                x = layer(x, *rest)
+            yield x
+        yield self.last_layer_norm(x)
 
     def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         size = self.architecture.hidden_size // self.architecture.attention_heads

@@ -5,7 +5,7 @@ All packs of an update are made together, their rows end to end: a call of numpy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, Self
@@ -31,8 +31,8 @@ class Fill:
     """To which of a few shapes packs are filled, so that compiled code and memory are used again.
 
     Tokens become a multiple of `step_of_fill`, or `most`, the tokens of the largest pack there can be; what is added is
-    one more sequence of [PAD] without labels. Label rows and `cu_seqlens` are rounded up too. No loss or gradient
-    changes.
+    one more sequence of [PAD] without labels. Wanted tokens, label rows and `cu_seqlens` are rounded up too. No loss or
+    gradient changes.
     """
 
     capacity: int
@@ -41,6 +41,10 @@ class Fill:
     def tokens(self, tokens: int) -> int:
         """Tokens of a pack that has so many; an empty one gets some."""
         return max(tokens, min(self.most, _round_up(max(tokens, 1), step_of_fill(self.capacity))))
+
+    def wanted(self, wanted: int) -> int:
+        """Wanted tokens of a pack that has so many."""
+        return _round_up(wanted, step_of_fill(self.capacity))
 
     def rows(self, rows: int) -> int:
         """Rows of a task that has so many: at most 8 sizes between a power of two and the next."""
@@ -86,6 +90,7 @@ def make_parcel(
         if len(labelled.owners):
             found = _label_columns(labelled, classes.get(task, len(alphabet.TOKENS)), frame, fill)
             columns |= {(task, field): column for field, column in found.items()}
+    columns["", "wanted"] = _wanted_column(columns, frame, fill)
     return Parcel.of(columns, frame.offsets, [[sample.index for sample in group] for group in groups])
 
 
@@ -164,6 +169,25 @@ def _label_columns(labelled: Labelled, vocabulary: int, frame: _Frame, fill: Fil
         "counts": Column(counts.astype(np.float32), torch.float32, sequences.tolist()),
         "sequences": Column(frame.numbers[owners], torch.int64, sequences.tolist()),
     }
+
+
+def _wanted_column(columns: Mapping[tuple[str, str], Column], frame: _Frame, fill: Fill | None) -> Column:
+    """The tokens at the positions of any label of each pack, and its first one; filled with its last one."""
+    chosen = [np.zeros(edges[-1], np.bool_) for edges in frame.offsets]
+    for (task, field), column in columns.items():
+        if task and field == "positions":
+            for some, size, end in zip(chosen, column.sizes, accumulate(column.sizes), strict=True):
+                some[column.rows[end - size : end]] = True
+    for some in chosen:
+        some[:1] = True
+    wanted = [np.flatnonzero(some) for some in chosen]
+    sizes = [len(tokens) for tokens in wanted]
+    filled = [fill.wanted(size) if fill else size for size in sizes]
+    longest = max((edges[-1] for edges in frame.offsets), default=0)
+    rows = np.repeat(np.array([edges[-1] - 1 for edges in frame.offsets], _narrow(longest)), filled)
+    for tokens, end, room in zip(wanted, accumulate(filled), filled, strict=True):
+        rows[end - room : end - room + len(tokens)] = tokens
+    return Column(rows, torch.int64, filled)
 
 
 def _spread(

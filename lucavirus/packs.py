@@ -44,10 +44,10 @@ class TaskLabels:
         """Change every tensor."""
         return type(self)(*(change(getattr(self, f.name)) for f in fields(self)))
 
-    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Positions, targets and weights (1 / labels of the sequence, float32) of at most `size` rows at a time."""
+    def parts(self, places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """`places` (M,), targets and weights (1 / labels of the sequence, float32) of at most `size` rows at a time."""
         weights = self.counts.reciprocal()[self.rows]
-        return zip(*(torch.split(rows, size) for rows in (self.positions, self.targets, weights)), strict=True)
+        return zip(*(torch.split(rows, size) for rows in (places, self.targets, weights)), strict=True)
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class Pack:
     """One packed batch of N sequences and T tokens, [CLS] and [SEP] of each included.
 
     `tokens`, `types`, `positions` int64 (T,); `offsets` the N+1 boundaries, and one more where the pack is filled;
-    `cu_seqlens` the same as int32, its last value repeated; `samples` the N sample numbers.
+    `cu_seqlens` the same as int32, its last value repeated; `wanted` int64 (R,), ascending, the tokens of which any
+    head reads the hidden state, and the first one; `samples` the N sample numbers.
     """
 
     tokens: Tensor
     types: Tensor
     positions: Tensor
     cu_seqlens: Tensor
+    wanted: Tensor
     offsets: list[int]
     samples: list[int]
     labels: dict[str, TaskLabels]
@@ -79,6 +81,10 @@ class Pack:
             "positions": self.offsets[-1],
         }  # fmt: skip
 
+    def places(self, labels: TaskLabels) -> Tensor:
+        """Where the positions of labels stand among the wanted tokens, int64 (M,)."""
+        return torch.searchsorted(self.wanted, labels.positions)
+
     def to(self, device: torch.device) -> Self:
         """Copy to a device."""
         return self.map(lambda tensor: tensor.to(device))
@@ -88,5 +94,5 @@ class Pack:
         labels = {task: labels.map(change) for task, labels in self.labels.items()}
         return type(self)(
             change(self.tokens), change(self.types), change(self.positions), change(self.cu_seqlens),
-            self.offsets, self.samples, labels,
+            change(self.wanted), self.offsets, self.samples, labels,
         )  # fmt: skip

@@ -79,8 +79,8 @@ class Updater:
         # A head's rows, part by part, with their backward pass at once: its wide layers are in memory one at a time.
         for task, labels in pack.labels.items():
             total = torch.zeros((), device=self.ranks.device)
-            for positions, targets, weights in labels.parts(self.compute.head_rows):
-                total += self._head(task, hidden.detach(), gradient, positions, targets, weights)
+            for places, targets, weights in labels.parts(pack.places(labels), self.compute.head_rows):
+                total += self._head(task, hidden.detach(), gradient, places, targets, weights)
             self._count(task, total, len(labels.sequences))
         for task in untouched:
             self.model.logits(task, hidden.detach()[:0]).sum().backward()  # type: ignore[no-untyped-call]
@@ -89,16 +89,16 @@ class Updater:
             self._gradients.statistics[PLACE[name]] += value
 
     def _head(
-        self, task: str, hidden: Tensor, gradient: Tensor, positions: Tensor, targets: Tensor, weights: Tensor
+        self, task: str, hidden: Tensor, gradient: Tensor, places: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
-        """Add the gradient of some rows' loss to `gradient` (T, C); returns the sum of the weighted losses."""
-        rows = hidden[positions].requires_grad_()
+        """Add the gradient of some rows' loss to `gradient` (R, C); returns the sum of the weighted losses."""
+        rows = hidden[places].requires_grad_()
         with self.compute.autocast():
             loss = (row_losses(self.model.logits(task, rows), targets) * weights).sum()
         scale = self.run.task_weight(task) * self._gradients.loss_scale / self.run.sequences_per_update
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         assert rows.grad is not None
-        gradient.index_add_(0, positions, rows.grad)
+        gradient.index_add_(0, places, rows.grad)
         return loss.detach()
 
     def _count(self, task: str, total: Tensor, sequences: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from lucavirus import alphabet, linear
+from lucavirus.attention import Layout
 from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Model, Run
@@ -94,6 +96,7 @@ def test_a_filled_pack_by_hand() -> None:
     site, keyword = pack.labels["prot_site"], pack.labels["prot_keyword"]
     assert site.positions.tolist() == [1, 2, 3, 0] and site.targets.tolist() == [1, 1, 1, IGNORED]
     assert keyword.targets.tolist() == [[0, 1]] + [[IGNORED, IGNORED]] * 3 and keyword.counts.tolist() == [1]
+    assert pack.wanted.tolist() == [0, 1, 2, 3] + [31] * 28 and pack.places(site).tolist() == [1, 2, 3, 0]
     # A full pack is left as it is, whatever the step.
     assert len(make_pack([sample], run, {}, 0, Fill(5, 5)).tokens) == 5
 
@@ -102,6 +105,19 @@ def test_an_empty_pack_adds_nothing() -> None:
     empty = make_pack([], RUN, CLASSES, 0, FILL)
     assert len(empty.tokens) == 32 and empty.offsets == [0, 32] and len(empty.lengths) == 0
     _assert_same(_update(_packs()), _update([*_packs(), empty]), but="positions")
+
+
+def test_the_last_layer_of_wanted_tokens_changes_no_loss_and_no_gradient() -> None:
+    packs = _packs()
+    shares = [len(pack.wanted) / len(pack.tokens) for pack in packs]
+    assert max(shares) < 0.7 and {int(length) for pack in packs for length in pack.lengths if length < 64}
+    whole = [replace(pack, wanted=torch.arange(len(pack.tokens))) for pack in packs]
+    _assert_same(_update(whole), _update(packs))
+    for pack in packs:
+        labelled = torch.cat([labels.positions for labels in pack.labels.values()])
+        assert pack.wanted.tolist() == sorted({0, *labelled.tolist()})
+        for labels in pack.labels.values():
+            assert torch.equal(pack.wanted[pack.places(labels)], labels.positions)
 
 
 def test_heads_in_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +143,8 @@ def _torchs_layers(x: torch.Tensor, layers: list[linear.Linear]) -> torch.Tensor
 @pytest.mark.parametrize("sizes", [(24, 10), (24, 40, 10)])
 def test_our_products_are_those_of_torch(sizes: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ONEDNN", onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(linear, "_BETWEEN", 40 * 5)
+    monkeypatch.setattr(linear, "_FEWEST", 5)  # of 17 rows: what lies between two layers is made in four parts
     torch.manual_seed(0)
     x, layers = torch.randn(17, 24), [linear.Linear(a, b) for a, b in pairwise(sizes)]
     results = []
@@ -174,9 +192,15 @@ def test_gradients_are_added_in_place(
 def _varlen_on_a_cpu(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int) -> torch.Tensor:
     """The GPU kernel's contract (torch.nn.attention.varlen.varlen_attn), with a mask."""
     assert cu_q.dtype == torch.int32 and max_q == max_k
-    owner = torch.bucketize(torch.arange(len(q)), cu_q[1:], right=True)
+    own, owner = (torch.bucketize(torch.arange(len(x)), edges[1:], right=True) for x, edges in ((q, cu_q), (k, cu_k)))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=owner[:, None] == owner[None, :])[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=own[:, None] == owner[None, :])[0].transpose(0, 1)
+
+
+def _checked_layout(queries: torch.Tensor, keys: torch.Tensor, longest: int, groups: None) -> Layout:
+    """What the kernel may be told: no sequence has more tokens, or wanted ones with what fills them, than `longest`."""
+    assert max(int(edges.diff().max()) for edges in (queries, keys)) <= longest
+    return Layout(queries, keys, longest, groups)
 
 
 def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,13 +213,14 @@ def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.Mo
         wanted = [compute.hidden(model, pack) for pack in packs]
         monkeypatch.setattr("lucavirus.compute.has_varlen_kernel", lambda device, dtype: True)
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_on_a_cpu)
+        monkeypatch.setattr("lucavirus.compute.Layout", _checked_layout)
         counter = CompileCounter()
         for layer in model.layers:
             layer.compile(dynamic=True, backend=counter)
         for pack, hidden in zip(packs, wanted, strict=True):
             assert torch.allclose(compute.hidden(model, pack), hidden, atol=1e-5)
-    # Both layers are one code; a pack of another shape makes nothing new.
-    assert counter.frame_count == 1
+    # One code for all layers but the last, one for the last, whose rows are those wanted; no shape makes a new one.
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("limit", [1023, 3074, 20_000, 65_536, 131_072])

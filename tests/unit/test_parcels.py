@@ -44,6 +44,7 @@ def test_columns_come_back_as_they_were() -> None:
         ("", "types"): Column(np.array([0, 1, 1], np.uint8), torch.int64, [1, 2]),
         ("", "positions"): Column(np.array([300, 0, -1], np.int16), torch.int64, [1, 2]),
         ("", "cu_seqlens"): Column(np.array([0, 1, 0, 2], np.int32), torch.int32, [2, 2]),
+        ("", "wanted"): Column(np.array([0, 0, 1], np.int8), torch.int64, [1, 2]),
         ("prot_keyword", "positions"): Column(np.array([1], np.int8), torch.int64, [0, 1]),
         ("prot_keyword", "targets"): Column(np.array([[1, -100]], np.int8), torch.int8, [0, 1]),
         ("prot_keyword", "rows"): Column(np.array([0], np.int8), torch.int64, [0, 1]),
@@ -53,10 +54,14 @@ def test_columns_come_back_as_they_were() -> None:
     parcel = Parcel.of(columns, [[0, 1], [0, 2]], [[7], [8]])
     assert parcel.buffer[:3].tolist() == [1, 2, 3] and parcel.buffer[16:19].tolist() == [0, 1, 1]
     one, two = parcel.open(CPU)
-    assert tensors(one) == [(torch.int64, [1]), (torch.int64, [0]), (torch.int64, [300]), (torch.int32, [0, 1])]
+    assert tensors(one) == [
+        (torch.int64, [1]), (torch.int64, [0]), (torch.int64, [300]), (torch.int32, [0, 1]),
+        (torch.int64, [0]),
+    ]  # fmt: skip
     assert tensors(two) == [
         (torch.int64, [1]), (torch.int8, [[1, -100]]), (torch.int64, [0]), (torch.float32, [1.5]), (torch.int64, [0]),
         (torch.int64, [2, 3]), (torch.int64, [1, 1]), (torch.int64, [0, -1]), (torch.int32, [0, 2]),
+        (torch.int64, [0, 1]),
     ]  # fmt: skip
     assert (one.offsets, one.samples, two.offsets, two.samples) == ([0, 1], [7], [0, 2], [8])
 
