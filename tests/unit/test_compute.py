@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from lucavirus import alphabet, linear
-from lucavirus.attention import Layout
+from lucavirus.attention import Layout, make_layout
 from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Model, Run
@@ -109,8 +109,9 @@ def test_an_empty_pack_adds_nothing() -> None:
 
 def test_the_last_layer_of_wanted_tokens_changes_no_loss_and_no_gradient() -> None:
     packs = _packs()
-    shares = [len(pack.wanted) / len(pack.tokens) for pack in packs]
-    assert max(shares) < 0.7 and {int(length) for pack in packs for length in pack.lengths if length < 64}
+    assert max(len(pack.wanted) / len(pack.tokens) for pack in packs) < 0.7
+    groups = [make_layout(pack.offsets, ALONE.device, pack.wanted).groups or () for pack in packs]
+    assert {group.mask is None for of_pack in groups for group in of_pack} == {True, False}
     whole = [replace(pack, wanted=torch.arange(len(pack.tokens))) for pack in packs]
     _assert_same(_update(whole), _update(packs))
     for pack in packs:
@@ -207,7 +208,9 @@ def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.Mo
     model = LucaVirus(ARCHITECTURE, seed=5)
     compute = make_compute(RUN, torch.device("cpu")).with_capacity(4096)
     packs = [make_pack([sample], RUN, CLASSES, 0, FILL) for sample in _samples(8)]
-    packs += _packs(FILL)
+    # The last one is not filled, but its wanted tokens are: they are more than the tokens of its sequence.
+    packs += [*_packs(FILL), dearest_pack(400, RUN, CLASSES)]
+    assert packs[-1].lengths.tolist() == [400] and len(packs[-1].wanted) == 416
     assert len({len(pack.tokens) for pack in packs}) > 5
     with torch.no_grad():
         wanted = [compute.hidden(model, pack) for pack in packs]
