@@ -60,8 +60,8 @@ class Batch:
 
     def count(self, token: int) -> int:
         """How often a token stands in the sequences."""
-        tokens, size = np.frombuffer(self.tokens, np.uint8), blocks.BLOCK
-        # Some at a time: a sequence may be as large as the memory allows.
+        tokens, size = np.frombuffer(self.tokens, np.uint8), 1 << 17
+        # Some at a time: they stay in the cache, and a sequence may be as large as the memory allows.
         return sum(int(np.count_nonzero(tokens[at : at + size] == token)) for at in range(0, len(tokens), size))
 
     def record(self, number: int) -> Record:
@@ -94,3 +94,9 @@ def bounds_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     bounds = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
     return bounds
+
+
+def spans(start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of all ranges [start, end), one range after the other, int64."""
+    bounds = bounds_of(end - start)
+    return np.arange(bounds[-1]) + np.repeat(start - bounds[:-1], end - start)

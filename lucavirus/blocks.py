@@ -47,14 +47,18 @@ class Unit:
 
 
 def plan_units(files: Iterable[str], unit_bytes: int) -> list[Unit]:
-    """Divide files, by their sizes alone, into ranges of `unit_bytes`; a compressed or empty file is one unit."""
+    """Divide files, by their sizes alone, into equal ranges of at most `unit_bytes`, so that ranks have equal shares.
+
+    A compressed or empty file is one unit.
+    """
     units = []
     for file in files:
         size = os.path.getsize(file)
         if file.endswith(".gz") or size == 0:
             units.append(Unit(file))
         else:
-            units += [Unit(file, start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
+            parts = -(-size // unit_bytes)
+            units += [Unit(file, size * part // parts, size * (part + 1) // parts) for part in range(parts)]
     return units
 
 

@@ -100,4 +100,6 @@ class Split(Frozen):
 class Tokenize(Frozen):
     """How input becomes shards."""
 
-    unit_mb: PositiveInt = setting(64, "MB of input a unit of work; part of the shards' identity, not of their meaning")
+    unit_mb: PositiveInt = setting(
+        64, "MB of input that a unit of work has at most; part of the shards' identity, not of their meaning"
+    )

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.batches import Batch, bounds_of
+from lucavirus.batches import Batch, bounds_of, spans
 from lucavirus.blocks import Unit, check_text, decoded, find_blanks, mistake, read_blocks
 from lucavirus.errors import UserError
 from lucavirus.tasks import MOLECULES, Molecule
 
 KIND_SAMPLE = 10_000  # bytes of sequences by which the kind of a FASTA is judged
 
-_NEWLINE, _HEADER = b"\n>"
+_NEWLINE, _HEADER, _BLANK = b"\n> "
 
 
 def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
@@ -26,7 +26,7 @@ def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
     """
     rest, sample = _Rest(), _Sample(unit.file, molecule)
     for page in _pages(unit):
-        raw = b"".join(page.pieces(rest))
+        raw = page.text(begun=bool(rest.ids))
         if not raw.isascii() or b">" in raw:
             raise _bad_residue(page, rest)
         sample.add(raw, [*rest.offsets, *page.offsets][0])
@@ -61,10 +61,14 @@ class _Page:
     texts: NDArray[np.int64]
     residues: NDArray[np.int64]
 
-    def pieces(self, rest: _Rest) -> list[bytes]:
-        """The sequence texts; that before the first header where it goes on with a record."""
-        first, last = self.texts[:, 0 if rest.ids else 1 :].tolist()
-        return [self.block[start:end] for start, end in zip(first, last, strict=True)]
+    def text(self, *, begun: bool) -> bytes:
+        """The sequence texts, blanks in place of headers; that before the first of them where a record is `begun`."""
+        skipped = 0 if begun else 1
+        first = int(self.texts[0, skipped])
+        text = bytearray(memoryview(self.block)[first : self.texts[1, -1]])
+        headers = spans(self.texts[1, skipped:-1] - first, self.texts[0, skipped + 1 :] - first)
+        np.frombuffer(text, np.uint8)[headers] = _BLANK
+        return bytes(text)
 
 
 @dataclass(slots=True)
@@ -168,30 +172,34 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
     """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the unit."""
     blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
     check_text(unit.file, offset, block, blanks)
-    newlines = blanks[codes[blanks] == _NEWLINE]
-    breaks = np.concatenate([[-1] if fresh else np.empty(0, np.int64), newlines, [len(block)]])
-    starts = breaks[:-1] + 1
-    starts = starts[: np.searchsorted(starts, len(block))]
-    lines = np.flatnonzero(codes[starts] == _HEADER)
+    # Blanks and the block's two ends; all that follows are places among these, so that nothing has to be searched.
+    edges = np.concatenate([[-1], blanks, [len(block)]])
+    breaks = np.flatnonzero(codes[blanks] == _NEWLINE) + 1
+    breaks = np.concatenate([[0] if fresh else breaks[:0], breaks, [len(edges) - 1]])
+    starts = edges[breaks[:-1]] + 1
+    lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
     first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
-    stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
+    stop, last = len(block), len(blanks)
+    if behind < len(lines):
+        stop, last = int(starts[lines[behind]]), int(breaks[lines[behind]])
     lines = lines[first:behind]
-    heads, ends = starts[lines], breaks[lines + 1]
-    texts = np.stack([np.concatenate([[0], ends + 1]), np.concatenate([heads, [stop]])])
+    heads, before, after = starts[lines], breaks[lines], breaks[lines + 1]
+    texts = np.stack([np.concatenate([[0], edges[after] + 1]), np.concatenate([heads, [stop]])])
     texts[0] = np.minimum(texts[0], stop)
-    before = np.searchsorted(blanks, texts)
-    residues = texts[1] - texts[0] - (before[1] - before[0])
-    name_ends = np.append(blanks, len(block))[np.searchsorted(blanks, heads)]
-    ids = _ids(unit.file, offset, block, heads.tolist(), name_ends.tolist(), ends.tolist())
-    return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
+    inside = np.concatenate([before, [last]]) - np.concatenate([[0], np.minimum(after, last)])
+    ids = _ids(unit.file, offset, block, heads, edges[before + 1], edges[after])
+    return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, texts[1] - texts[0] - inside)
 
 
-def _ids(file: str, offset: int, block: bytes, heads: list[int], name_ends: list[int], ends: list[int]) -> list[bytes]:
-    """The first word of each header."""
-    ids = [block[head + 1 : end] for head, end in zip(heads, name_ends, strict=True)]
+def _ids(
+    file: str, offset: int, block: bytes, heads: NDArray[np.int64], blanks: NDArray[np.int64], ends: NDArray[np.int64]
+) -> list[bytes]:
+    """The first word of each header, which ends at the first blank in it; int64 (n,) places in the block."""
+    ids = [block[start:end] for start, end in zip((heads + 1).tolist(), blanks.tolist(), strict=True)]
     if all(ids) and block.isascii():
         return ids
-    return [_first_word(file, offset + head, block[head + 1 : end]) for head, end in zip(heads, ends, strict=True)]
+    lines = zip(heads.tolist(), ends.tolist(), strict=True)
+    return [_first_word(file, offset + head, block[head + 1 : end]) for head, end in lines]
 
 
 def _first_word(file: str, offset: int, header: bytes) -> bytes:
@@ -211,12 +219,13 @@ def _check_beginning(page: _Page) -> None:
 
 def _bad_residue(page: _Page, rest: _Rest) -> UserError:
     """The error about the first sequence text of a page with a '>' or a character that is not ASCII in it."""
-    starts = page.texts[0, 0 if rest.ids else 1 :].tolist()
-    places = zip(page.pieces(rest), rest.ids + page.ids, rest.offsets + page.offsets, starts, strict=True)
-    piece, name, offset, start = next(place for place in places if b">" in place[0] or not place[0].isascii())
-    if b">" in piece:
+    starts, ends = page.texts[:, 0 if rest.ids else 1 :].tolist()
+    pieces = [page.block[start:end] for start, end in zip(starts, ends, strict=True)]
+    bad = next(number for number, piece in enumerate(pieces) if b">" in piece or not piece.isascii())
+    name, offset = (rest.ids + page.ids)[bad], (rest.offsets + page.offsets)[bad]
+    if b">" in pieces[bad]:
         hint = "start a new line before '>'; files put together with `cat` need a line end at the end of each"
-        at = page.offset + start + piece.index(b">")
+        at = page.offset + starts[bad] + pieces[bad].index(b">")
         return mistake(page.file, at, f"a '>' within the sequence {name.decode()}", hint)
     hint = "residues are plain letters; look for accents, typographic dashes or blanks"
     return mistake(page.file, offset, f"the sequence {name.decode()} has a character that is not ASCII", hint)

@@ -81,17 +81,18 @@ def make_rows(batch: Batch, windows: Windows, labels: Mapping[int, Labels]) -> I
         part = slice(first, first + AT_ONCE)
         sequence, cut = windows.sequence[part], windows.cut[part]
         begin = batch.bounds[sequence]
-        places = (begin + windows.start[part]).tolist(), (begin + windows.end[part]).tolist()
-        bodies = [batch.tokens[start:end] for start, end in zip(*places, strict=True)]
+        start, end = begin + windows.start[part], begin + windows.end[part]
         ids = window_ids(batch, windows, part)
         found = _labels(windows, part, labels) if labels else {}
         id_hash, molecule = text_hashes(ids), batch.molecules[sequence]
-        content = sequence_hashes(bodies, molecule)
+        content = sequence_hashes(batch.tokens, start, end, molecule)
         row_hash = row_hashes(id_hash, content, _label_hashes(found, len(ids)))
         parent = np.where(cut, parents[sequence], content)
-        offsets = bounds_of(windows.end[part] - windows.start[part])
         columns = (molecule, parent, content, row_hash, id_hash)
-        yield Rows(b"".join(bodies), offsets, b"".join(ids), bounds_of([len(name) for name in ids]), *columns, found)
+        yield Rows(
+            _bodies(batch.tokens, start, end), bounds_of(end - start),
+            b"".join(ids), bounds_of(list(map(len, ids))), *columns, found,
+        )  # fmt: skip
 
 
 def window_ids(batch: Batch, windows: Windows, part: slice) -> Sequence[bytes]:
@@ -114,10 +115,15 @@ def cut_sequences(windows: Windows) -> NDArray[np.int64]:
 def _parents(batch: Batch, windows: Windows) -> U64:
     """Hashes of the whole sequences that are cut, uint64 (sequences,); of the others the row has it."""
     parents, cut = np.zeros(len(batch), np.uint64), cut_sequences(windows)
-    places = batch.bounds[cut].tolist(), batch.bounds[cut + 1].tolist()
-    bodies = [batch.tokens[start:end] for start, end in zip(*places, strict=True)]
-    parents[cut] = sequence_hashes(bodies, batch.molecules[cut])
+    parents[cut] = sequence_hashes(batch.tokens, batch.bounds[cut], batch.bounds[cut + 1], batch.molecules[cut])
     return parents
+
+
+def _bodies(tokens: bytes, start: NDArray[np.int64], end: NDArray[np.int64]) -> bytes:
+    """The tokens [start, end) of all rows, one after the other."""
+    if np.array_equal(start[1:], end[:-1]):
+        return tokens[start[0] : end[-1]]
+    return b"".join([tokens[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)])
 
 
 def _labels(windows: Windows, part: slice, labels: Mapping[int, Labels]) -> dict[int, Labels]:

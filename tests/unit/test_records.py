@@ -135,10 +135,10 @@ def test_a_record_far_longer_than_a_block(write: Write, monkeypatch: pytest.Monk
     assert bodies(record for unit in plan_units([file], 999) for record in read_fasta(unit, "gene")) == expected
 
 
-def test_units_are_fixed_ranges(write: Write) -> None:
+def test_units_are_equal_ranges(write: Write) -> None:
     plain, packed, empty = write(b">a\nACGTACGT\n"), write(b">a\nAC\n", "b.fasta.gz"), write(b"", "c.fasta")
     assert plan_units([plain, packed, empty], 5) == [
-        Unit(plain, 0, 5), Unit(plain, 5, 10), Unit(plain, 10, 12), Unit(packed, 0, 0), Unit(empty, 0, 0),
+        Unit(plain, 0, 4), Unit(plain, 4, 8), Unit(plain, 8, 12), Unit(packed, 0, 0), Unit(empty, 0, 0),
     ]  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def _write(folder: Path, part_tokens: int = 100, at_once: int = 3) -> list[str]:
 
 
 def _hash(molecule: Molecule, tokens: bytes) -> int:
-    return int(sequence_hashes([tokens], np.array([("gene", "prot").index(molecule)], np.uint8))[0])
+    kind = np.array([("gene", "prot").index(molecule)], np.uint8)
+    return int(sequence_hashes(tokens, np.array([0]), np.array([len(tokens)]), kind)[0])
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
