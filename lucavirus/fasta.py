@@ -50,7 +50,7 @@ class _Page:
     """A block of a FASTA: the records whose headers stand in it, and what comes before the first of them.
 
     `texts` int64 (2, n + 1) are first and last byte (exclusive) of the sequence text before the first header and of
-    that behind each, `residues` (n + 1,) the bytes in them that are not blank.
+    that behind each, `residues` (n,) the bytes that are not blank in all but the last, which may go on.
     """
 
     file: str
@@ -87,12 +87,10 @@ class _Rest:
             self.ids, self.offsets = ids, offsets
             self.parts.append(tokens)
             return None
-        end = int(bounds[-2])
+        end = int(bounds[-1])
         begun = sum(map(len, self.parts))
         bounds[1:] += begun
-        whole = _batch(
-            page.file, molecule, ids[:-1], offsets[:-1], [*self.parts, memoryview(tokens)[:end]], bounds[:-1]
-        )
+        whole = _batch(page.file, molecule, ids[:-1], offsets[:-1], [*self.parts, memoryview(tokens)[:end]], bounds)
         self.ids, self.offsets, self.parts = ids[-1:], offsets[-1:], [tokens[end:]]
         return whole
 
@@ -179,16 +177,14 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
     first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
-    stop, last = len(block), len(blanks)
-    if behind < len(lines):
-        stop, last = int(starts[lines[behind]]), int(breaks[lines[behind]])
+    stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
     heads, before, after = starts[lines], breaks[lines], breaks[lines + 1]
     texts = np.stack([np.concatenate([[0], edges[after] + 1]), np.concatenate([heads, [stop]])])
     texts[0] = np.minimum(texts[0], stop)
-    inside = np.concatenate([before, [last]]) - np.concatenate([[0], np.minimum(after, last)])
+    residues = texts[1, :-1] - texts[0, :-1] - (before - np.concatenate([[0], after])[:-1])
     ids = _ids(unit.file, offset, block, heads, edges[before + 1], edges[after])
-    return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, texts[1] - texts[0] - inside)
+    return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
 
 
 def _ids(
