@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lucavirus.dataset import FORMAT, VERSION
+from lucavirus.shards import map_arrays
+
 pytestmark = pytest.mark.slow
 # A model and a training as small as can be; the rest as shipped.
 OVERLAY = """
@@ -70,7 +73,9 @@ def test_what_others_read(done: Path) -> None:
     fields = {"update", "step", "epoch", "loss", "losses", "lr", "sequences", "tokens", "tokens_per_s", "time"}
     assert all(fields <= set(event) for event in events)
     training = json.loads((results / "training.json").read_text())
-    assert training["epochs"] == 2 and training["sequences"] == 2 * 1146
+    training_sets = [done / "results/demo/datasets" / molecule / "train.h5" for molecule in ("gene", "prot")]
+    rows = sum(len(map_arrays(path, FORMAT, VERSION)[0]["row"]) for path in training_sets)
+    assert rows > 1000 and training["epochs"] == 2 and training["sequences"] == 2 * rows
     names = {path.name for path in (results / "model/labels").iterdir()}
     assert len(names) == 7 and (results / "model/last/model.safetensors").exists()
     assert list((results / "tensorboard").glob("events.*")) and (results / "report/summary.md").exists()
