@@ -60,12 +60,20 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert shard.labels(1, "prot_site").tolist() == [[2, 2, 1]]
     assert [len(shard.labels(2, task)) for task in ("gene_type", "gene_taxonomy", "prot_keyword")] == [0, 0, 0]
     assert (shard.attributes["sequences"], shard.attributes["tokens"]) == (3, 15)
+    shard.verify()
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_a_whole_shard_is_accepted_in_parts(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_verified_in_parts(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, it is accepted; with its last token changed, which is of the last part, refused."""
     monkeypatch.setattr(shards, "AT_ONCE", at_once)
-    Shard(tmp_path / _write(tmp_path)[0]).verify()
+    path = tmp_path / _write(tmp_path)[0]
+    Shard(path).verify()
+    content, tokens = bytearray(path.read_bytes()), Shard(path).tokens.tobytes()
+    content[content.index(tokens) + len(tokens) - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="does not match its checksum"):
+        Shard(path).verify()
 
 
 def test_a_large_unit_goes_on_in_the_next_shard(tmp_path: Path) -> None:
