@@ -90,7 +90,7 @@ def _ours(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:
 
 def _stand_in(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:
     run, plan = prepared.run, prepared.plan
-    linear._is_ours = lambda x: False  # the original's layers are torch's own
+    linear.is_ours = lambda x: False  # the original's layers are torch's own
     stand_in = StandIn(model, run, run.tasks)
 
     def packs(update: int) -> list[Pack]:

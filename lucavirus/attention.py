@@ -35,10 +35,13 @@ class Layout:
 
 
 class Group(NamedTuple):
-    """Neighbouring sequences computed together: `queries` attend to `keys`; `mask` is None for a single sequence."""
+    """Neighbouring sequences computed together: so many tokens, from where the group before ends, attend to so many.
 
-    queries: slice
-    keys: slice
+    `mask` is None for a single sequence.
+    """
+
+    queries: int
+    keys: int
     mask: Tensor | None
 
 
@@ -69,13 +72,13 @@ def _groups(
     first = 0
     for last in range(1, len(offsets)):
         if last + 1 == len(offsets) or offsets[last + 1] - offsets[first] > _GROUP_TOKENS:
-            ask, keys = slice(queries[first], queries[last]), slice(offsets[first], offsets[last])
+            ask, start, end = slice(queries[first], queries[last]), offsets[first], offsets[last]
             mask = None
             if last - first > 1:
                 owner = _owners(offsets[first : last + 1]).to(device)
-                own = owner if wanted is None else owner[wanted[ask] - keys.start]
+                own = owner if wanted is None else owner[wanted[ask] - start]
                 mask = own[:, None] == owner[None, :]
-            yield Group(ask, keys, mask)
+            yield Group(ask.stop - ask.start, end - start, mask)
             first = last
 
 
@@ -93,13 +96,15 @@ def attend(q_RHD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tenso
         out = varlen_attn(q_RHD, k_THD, v_THD, layout.queries, layout.keys, layout.longest, layout.longest)
         assert isinstance(out, Tensor)
         return out
-    parts = [
-        F.scaled_dot_product_attention(
-            q_RHD[queries].transpose(0, 1)[None],
-            k_THD[keys].transpose(0, 1)[None],
-            v_THD[keys].transpose(0, 1)[None],
-            attn_mask=mask,
-        )[0].transpose(0, 1)
-        for queries, keys, mask in layout.groups
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(layout.groups) == 1:
+        return _attend_group(q_RHD, k_THD, v_THD, layout.groups[0].mask)
+    # Split, not sliced: the gradient of each slice would be as long as the pack.
+    q = torch.split(q_RHD, [group.queries for group in layout.groups])
+    k, v = (torch.split(x, [group.keys for group in layout.groups]) for x in (k_THD, v_THD))
+    masks = (group.mask for group in layout.groups)
+    return torch.cat([_attend_group(*group) for group in zip(q, k, v, masks, strict=True)])
+
+
+def _attend_group(q_RHD: Tensor, k_THD: Tensor, v_THD: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_RHD, k_THD, v_THD))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)

@@ -19,7 +19,7 @@ from lucavirus.packs import Pack
 Parallel = Literal["ddp", "fsdp"]
 
 # Rows that a head computes at once: its hidden layer may be many times wider than the encoder.
-_HEAD_ROWS = {"cpu": 256, "cuda": 8192}
+_HEAD_ROWS = {"cpu": 384, "cuda": 8192}
 # From here on the weights, gradients and moments of a replica (16 bytes a parameter) leave a GPU no room.
 _REPLICATED_PARAMETERS = 2 * 10**9
 

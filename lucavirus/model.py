@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lucavirus import alphabet
+from lucavirus import alphabet, rotary
 from lucavirus.attention import Layout, attend
 from lucavirus.config import Run
 from lucavirus.linear import Linear, two_layers
 from lucavirus.tasks import SUPERVISED, TASKS
 
-_ROTARY_BASE = 10000.0
 _LAYER_NORM_EPS = 1e-5
 
 
@@ -87,25 +86,17 @@ class SelfAttention(nn.Module):
         self.k_proj, self.v_proj = Linear(width, width), Linear(width, width)
         self.q_proj, self.out_proj = Linear(width, width), Linear(width, width)
 
-    def forward(
-        self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout, wanted_R: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_TC: Tensor, turns: rotary.Angles, layout: Layout, wanted_R: Tensor | None = None) -> Tensor:
         """Attend within each sequence of the pack; (T, C) to (T, C), or to (R, C) of the wanted tokens."""
-        asking, places = x_TC, rotary
+        asking, places = x_TC, turns
         if wanted_R is not None:
-            asking, places = x_TC.index_select(0, wanted_R), (rotary[0][wanted_R], rotary[1][wanted_R])
+            asking, places = x_TC.index_select(0, wanted_R), (turns[0][wanted_R], turns[1][wanted_R])
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1))
             for projection, x in ((self.q_proj, asking), (self.k_proj, x_TC), (self.v_proj, x_TC))
         )
-        out_RHD = attend(_rotate(q, places), _rotate(k, rotary), v, layout)
+        out_RHD = attend(rotary.rotate(q, places), rotary.rotate(k, turns), v, layout)
         return self.out_proj(out_RHD.flatten(-2))  # type: ignore[no-any-return]
-
-
-def _rotate(x_THD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rotary
-    first, second = x_THD.chunk(2, dim=-1)
-    return (x_THD * cos + torch.cat((-second, first), dim=-1) * sin).to(x_THD.dtype)
 
 
 class Layer(nn.Module):
@@ -118,15 +109,13 @@ class Layer(nn.Module):
         self.post_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         self.fc1, self.fc2 = Linear(width, 4 * width), Linear(4 * width, width)
 
-    def forward(
-        self, x_TC: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout, wanted_R: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_TC: Tensor, turns: rotary.Angles, layout: Layout, wanted_R: Tensor | None = None) -> Tensor:
         """Attention and feed-forward, each behind its LayerNorm and added to its input.
 
         (T, C) to (T, C), or to (R, C) of the wanted tokens: the others are only attended to.
         """
         x_RC: Tensor = x_TC if wanted_R is None else x_TC.index_select(0, wanted_R)
-        x_RC = x_RC + self.self_attn(self.pre_layer_norm(x_TC), rotary, layout, wanted_R)
+        x_RC = x_RC + self.self_attn(self.pre_layer_norm(x_TC), turns, layout, wanted_R)
         return x_RC + two_layers(self.fc1, self.fc2, self.post_layer_norm(x_RC))
 
 
@@ -210,23 +199,16 @@ class LucaVirus(nn.Module):
     ) -> Iterator[Tensor]:
         x = self.embed_tokens(tokens_T) + self.embed_type(types_T)
         yield x
-        rotary = self._rotary(positions_T)
+        turns = rotary.angles(positions_T, self.architecture.hidden_size // self.architecture.attention_heads)
         for number, layer in enumerate(self.layers, start=1):
             last = wanted is not None and number == len(self.layers)
-            rest = (rotary, wanted.layout, wanted.rows) if wanted and last else (rotary, layout)
+            rest = (turns, wanted.layout, wanted.rows) if wanted and last else (turns, layout)
             if self.recomputation and torch.is_grad_enabled():
                 x = checkpoint(layer, x, *rest, use_reentrant=False)
             else:
                 x = layer(x, *rest)
             yield x
         yield self.last_layer_norm(x)
-
-    def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        size = self.architecture.hidden_size // self.architecture.attention_heads
-        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=positions_T.device) / size
-        angles = torch.outer(positions_T.float(), _ROTARY_BASE**-exponents)
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        return angles.cos(), angles.sin()
 
     def logits(self, task: str, x_MC: Tensor) -> Tensor:
         """Scores (M, classes) of a task for chosen rows of the hidden states."""

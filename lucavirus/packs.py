@@ -45,9 +45,10 @@ class TaskLabels:
         return type(self)(*(change(getattr(self, f.name)) for f in fields(self)))
 
     def parts(self, places: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """`places` (M,), targets and weights (1 / labels of the sequence, float32) of at most `size` rows at a time."""
+        """`places` (M,), targets and weights (1 / labels of the sequence, float32) in equal parts, at most `size`."""
         weights = self.counts.reciprocal()[self.rows]
-        return zip(*(torch.split(rows, size) for rows in (places, self.targets, weights)), strict=True)
+        number = -(-len(places) // size)
+        return zip(*(torch.tensor_split(rows, number) for rows in (places, self.targets, weights)), strict=True)
 
 
 @dataclass(frozen=True)

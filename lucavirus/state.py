@@ -17,6 +17,7 @@ from lucavirus import checkpoint
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
+from lucavirus.optimizer import AdamW
 from lucavirus.sharding import like, whole
 from lucavirus.tasks import TASKS
 
@@ -104,9 +105,7 @@ class Checkpoints:
         """The best weights that a state speaks of; without an evaluation the last ones."""
         return self.work / "best" / f"step-{state.best['step']}" if state.best else last
 
-    def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, fingerprint: Any, run: Run
-    ) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: AdamW, state: State, fingerprint: Any, run: Run) -> None:
         """Save everything, in the background; then remove what the settings do not keep.
 
         Only the copy in memory is made now. Raises UserError when the save before this one failed.
@@ -165,7 +164,7 @@ class Checkpoints:
             )
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": optimizer.state[parameter][key].detach()
         for name, parameter in model.named_parameters()
@@ -190,7 +189,7 @@ def restore_weights(path: Path, model: nn.Module) -> None:
     model.load_state_dict(load_file(path / _WEIGHTS))
 
 
-def restore_moments(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore_moments(path: Path, model: nn.Module, optimizer: AdamW) -> None:
     """Load the optimizer's moments of a checkpoint, to where the parameters are."""
     moments = load_file(path / _OPTIMIZER)
     for name, parameter in model.named_parameters():

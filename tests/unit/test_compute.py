@@ -127,6 +127,16 @@ def test_heads_in_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     _assert_same(whole, _update(_packs()))
 
 
+def test_rows_of_a_head_are_divided_into_equal_parts() -> None:
+    (labels,) = [pack.labels["gene_type"] for pack in _packs() if "gene_type" in pack.labels][:1]
+    places = torch.arange(len(labels.positions))
+    size = len(places) - 1
+    parts = list(labels.parts(places, size))
+    assert [len(part) for part, _, _ in parts] == [-(-len(places) // 2), len(places) // 2]
+    assert torch.equal(torch.cat([part for part, _, _ in parts]), places)
+    assert torch.equal(torch.cat([targets for _, targets, _ in parts]), labels.targets)
+
+
 def test_recomputation_gives_the_same_gradients() -> None:
     _assert_same(_update(_packs()), _update(_packs(), recomputation=True))
 
@@ -140,12 +150,16 @@ def _torchs_layers(x: torch.Tensor, layers: list[linear.Linear]) -> torch.Tensor
     return x if len(layers) == 1 else F.linear(F.gelu(x), layers[1].weight, layers[1].bias)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(("onednn", "wide"), [(True, 100), (False, 100), (False, 9)])
 @pytest.mark.parametrize("sizes", [(24, 10), (24, 40, 10)])
-def test_our_products_are_those_of_torch(sizes: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_products_are_those_of_torch(
+    sizes: tuple[int, ...], onednn: bool, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear, "ONEDNN", onednn and torch.backends.mkldnn.is_available())
     monkeypatch.setattr(linear, "_BETWEEN", 40 * 5)
     monkeypatch.setattr(linear, "_FEWEST", 5)  # of 17 rows: what lies between two layers is made in four parts
+    monkeypatch.setattr(linear, "_WIDE", wide)
+    monkeypatch.setattr(linear, "_OUTPUTS", 4)  # of 10, 24 or 40 outputs
     torch.manual_seed(0)
     x, layers = torch.randn(17, 24), [linear.Linear(a, b) for a, b in pairwise(sizes)]
     results = []

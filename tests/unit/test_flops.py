@@ -22,7 +22,7 @@ def test_encoder_flops_are_those_that_torch_counts(lengths: list[int], monkeypat
     # The counter knows neither oneDNN's product nor the CPU's flash kernel, and counts what our layers make anew; of a
     # GPU's flash kernel it counts 2.5 forward passes for the backward pass, which computes the scores again: no work of
     # the model's, not in the formula.
-    monkeypatch.setattr(linear, "_is_ours", lambda x: False)
+    monkeypatch.setattr(linear, "is_ours", lambda x: False)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         row = torch.zeros(tokens, dtype=torch.int64)
         model(row, row, row, make_layout(offsets, torch.device("cpu"))).sum().backward()
