@@ -17,9 +17,10 @@ ONEDNN: bool = (
     and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 )
 
-# Numbers between two layers that MKL makes at once: below malloc's bound for mapped blocks (memory.py), so that they
-# stay in the cache and take no new pages. With fewer rows than these, adding up the weights' gradients costs more.
-_BETWEEN, _FEWEST = 245_000, 128
+# Numbers between two layers that are made at once. MKL's stay below malloc's bound for mapped blocks (memory.py), so
+# that they stay in the cache and take no new pages; oneDNN, which makes code for each new shape, gets four times as
+# many. With fewer rows than `_FEWEST`, adding up the weights' gradients costs more.
+_BETWEEN, _BETWEEN_BY_ONEDNN, _FEWEST = 245_000, 980_000, 128
 # Where oneDNN is used. Up to so many rows MKL adds a gradient up in place faster than oneDNN makes it; above, oneDNN
 # makes it in parts of so many outputs, which cost no time and little memory.
 _FEW_ROWS, _OUTPUTS = 64, 512
@@ -84,7 +85,7 @@ class _TwoProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, v: Tensor, a: Tensor, w: Tensor, b: Tensor, in_place: tuple[bool, bool]) -> Tensor:
         ctx.save_for_backward(x, v, a, w)
         ctx.in_place = in_place
-        parts = [_product(F.gelu(_product(part, v, a)), w, b) for part in torch.split(x, _rows_at_once(x, v, in_place))]
+        parts = [_product(F.gelu(_product(part, v, a)), w, b) for part in torch.tensor_split(x, _parts(x, v, in_place))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @staticmethod
@@ -94,8 +95,8 @@ class _TwoProducts(torch.autograd.Function):
         of_x, of_a = list[Tensor](), torch.zeros_like(a)
         of_v: Tensor | None = None
         of_w: Tensor | None = None
-        rows = _rows_at_once(x, v, ctx.in_place)
-        for part, of_part in zip(torch.split(x, rows), torch.split(gradient, rows), strict=True):
+        number = _parts(x, v, ctx.in_place)
+        for part, of_part in zip(torch.tensor_split(x, number), torch.tensor_split(gradient, number), strict=True):
             between = _product(part, v, a)
             of_w = _of_weight(of_part, F.gelu(between), w, ctx.in_place[1], of_w)
             of_between = _product(of_part, w.t())
@@ -106,13 +107,13 @@ class _TwoProducts(torch.autograd.Function):
         return of_x[0] if len(of_x) == 1 else torch.cat(of_x), of_v, of_a, of_w, gradient.sum(0), None
 
 
-def _rows_at_once(x: Tensor, v: Tensor, in_place: tuple[bool, bool]) -> int:
-    """Rows of `x` made at once between two layers, `v` (width, in) the first one's weight.
+def _parts(x: Tensor, v: Tensor, in_place: tuple[bool, bool]) -> int:
+    """In how many parts the rows of `x` are taken through two layers, `v` (width, in) the first one's weight.
 
-    All where gradients are added in place (heads, which are given few rows), where the layer is wide, and by oneDNN.
+    In one where gradients are added in place (heads, which are given few rows), and where the layer is wide.
     """
-    rows = _BETWEEN // len(v)
-    return len(x) if ONEDNN or any(in_place) or rows < _FEWEST else rows
+    rows = (_BETWEEN_BY_ONEDNN if ONEDNN else _BETWEEN) // len(v)
+    return 1 if any(in_place) or rows < _FEWEST else -(-len(x) // rows)
 
 
 def _of_weight(

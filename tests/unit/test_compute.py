@@ -156,7 +156,7 @@ def test_our_products_are_those_of_torch(
     sizes: tuple[int, ...], onednn: bool, wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "ONEDNN", onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(linear, "_BETWEEN", 40 * 5)
+    monkeypatch.setattr(linear, "_BETWEEN_BY_ONEDNN" if onednn else "_BETWEEN", 40 * 5)
     monkeypatch.setattr(linear, "_FEWEST", 5)  # of 17 rows: what lies between two layers is made in four parts
     monkeypatch.setattr(linear, "_WIDE", wide)
     monkeypatch.setattr(linear, "_OUTPUTS", 4)  # of 10, 24 or 40 outputs
