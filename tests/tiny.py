@@ -83,11 +83,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
 
 
+def folder_of(settings: Path, name: str) -> Path:
+    """Where a training has its `work` and `out`: beside the project."""
+    return settings.parent.parent / name
+
+
 def train_command(settings: Path, folder: str, ranks: int = 1) -> list[str]:
     """The training of run `full` with its work and results under `folder` beside the project."""
     data = settings.parent
     arguments = {"settings": settings, "run-name": "full", "data": data}
-    arguments |= {name: data.parent / folder / name for name in ("work", "out")}
+    arguments |= {name: folder_of(settings, folder) / name for name in ("work", "out")}
     return stage("train.py", *(word for key, value in arguments.items() for word in (f"--{key}", value)), ranks=ranks)
 
 
@@ -100,13 +105,13 @@ def train(settings: Path, folder: str, ranks: int = 1) -> subprocess.CompletedPr
 
 def history(settings: Path, folder: str) -> list[dict[str, Any]]:
     """metrics.jsonl of a training, without wall-clock fields."""
-    lines = (settings.parent.parent / folder / "work/metrics.jsonl").read_text().splitlines()
+    lines = (folder_of(settings, folder) / "work/metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
 
 
 def final_tensors(settings: Path, folder: str) -> dict[str, Tensor]:
     """All tensors of the last checkpoint and of the published models."""
-    base = settings.parent.parent / folder
+    base = folder_of(settings, folder)
     steps = sorted((base / "work/checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
     files = [*steps[-1].glob("*.safetensors"), *(base / "out/model").rglob("*.safetensors")]
     return {f"{path.relative_to(base)}/{name}": t for path in files for name, t in load_file(path).items()}

@@ -36,17 +36,17 @@ def campaign(settings: Path, kills: int, seed: int) -> dict[str, int]:
         folder = f"torture{told['runs']}"
         while told["kills"] < kills and _killed(settings, folder, moments.uniform(0, LONGEST)):
             told["kills"] += 1
-            told["orphans"] += len(_processes(settings.parent.parent / folder))
+            told["orphans"] += len(_processes(tiny.folder_of(settings, folder)))
         tiny.train(settings, folder)
         told["runs"] += 1
         told.update(_differences(settings, folder))
-        shutil.rmtree(settings.parent.parent / folder)
+        shutil.rmtree(tiny.folder_of(settings, folder))
     return dict(told)
 
 
 def _killed(settings: Path, folder: str, moment: float) -> bool:
     """Start the training and kill its process group `moment` seconds after it has begun; False if it ended before."""
-    work = settings.parent.parent / folder / "work"
+    work = tiny.folder_of(settings, folder) / "work"
     process = subprocess.Popen(
         tiny.train_command(settings, folder), env=tiny.environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ def _processes(folder: Path) -> list[str]:
 def _differences(settings: Path, folder: str) -> dict[str, int]:
     whole, other = (tiny.final_tensors(settings, name) for name in ("whole", folder))
     histories = [tiny.history(settings, name) for name in ("whole", folder)]
-    checkpoints = settings.parent.parent / folder / "work/checkpoints"
+    checkpoints = tiny.folder_of(settings, folder) / "work/checkpoints"
     newest = max(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
     data = tiny.dataset(settings)
     everyone = Counter(data.name(index) for index in range(len(data)))

@@ -42,7 +42,7 @@ def _start(settings: Path, folder: str) -> subprocess.Popen[str]:
 
 
 def _wait_for(settings: Path, folder: str, text: str, process: subprocess.Popen[str]) -> None:
-    path = settings.parent.parent / folder / "work/metrics.jsonl"
+    path = tiny.folder_of(settings, folder) / "work/metrics.jsonl"
     for _ in range(3000):
         if path.exists() and text in path.read_text():
             return
@@ -78,7 +78,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(settings: Path, number: signa
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75 and "preempted" in said and "start it again to continue" in said
-    assert not (settings.parent.parent / folder / "out/training.json").exists()
+    assert not (tiny.folder_of(settings, folder) / "out/training.json").exists()
     done = tiny.train(settings, folder)
     assert "going on from" in done.stderr
     _assert_equal_to_whole(settings, folder)
@@ -108,7 +108,7 @@ def test_the_number_of_workers_does_not_matter(settings: Path) -> None:
 
 def test_a_finished_run_is_published_again_without_training(settings: Path) -> None:
     before = tiny.final_tensors(settings, "whole")
-    out = settings.parent.parent / "whole/out"
+    out = tiny.folder_of(settings, "whole") / "out"
     (out / "training.json").unlink()
     (out / "model/model.safetensors").unlink()
     history = tiny.history(settings, "whole")
@@ -159,7 +159,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_is_written_down(divergi
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "the gradient of update 1 (step 0, epoch 0) is not finite" in done.stderr
-    work = diverging.parent.parent / "diverged/work"
+    work = tiny.folder_of(diverging, "diverged") / "work"
     (line,) = (work / "non_finite.jsonl").read_text().splitlines()
     told = json.loads(line)
     assert (told["update"], told["step"], told["epoch"]) == (1, 0, 0) and "gene_mask" in told["losses"]
@@ -174,7 +174,7 @@ def test_skipping_is_told_and_ends_after_so_many_in_a_row(diverging: Path) -> No
     )
     assert done.returncode == 1 and "the gradient of update 3 (step 8, epoch 0) is not finite" in done.stderr
     assert [(e["event"], e["update"]) for e in tiny.history(diverging, "skipped")] == [("skip", 1), ("skip", 2)]
-    assert len((diverging.parent.parent / "skipped/work/non_finite.jsonl").read_text().splitlines()) == 3
+    assert len((tiny.folder_of(diverging, "skipped") / "work/non_finite.jsonl").read_text().splitlines()) == 3
 
 
 def test_saving_by_the_clock_leaves_no_trace_in_the_history(settings: Path) -> None:
@@ -184,12 +184,12 @@ def test_saving_by_the_clock_leaves_no_trace_in_the_history(settings: Path) -> N
     finally:
         tiny.change_run(settings, save_minutes=None, keep_last=3)
     _assert_equal_to_whole(settings, "clock")
-    steps = {path.name for path in (settings.parent.parent / "clock/work/checkpoints").iterdir()}
+    steps = {path.name for path in (tiny.folder_of(settings, "clock") / "work/checkpoints").iterdir()}
     assert "step-20" in steps and len(steps) > len({"20", "40", "60"}) + 5
 
 
 def test_samples_gone_through_are_listed_once_an_epoch(settings: Path) -> None:
-    checkpoints = settings.parent.parent / "whole/work/checkpoints"
+    checkpoints = tiny.folder_of(settings, "whole") / "work/checkpoints"
     newest = max(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
     command = tiny.stage("ledger.py", "--checkpoint", newest, "--data", settings.parent)
     listed = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
@@ -210,7 +210,7 @@ def _top_level(settings: Path, **changes: object) -> None:
 
 def test_going_back_sets_later_checkpoints_aside_once(settings: Path) -> None:
     tiny.train(settings, "back")
-    work = settings.parent.parent / "back/work"
+    work = tiny.folder_of(settings, "back") / "work"
     *_, older, newest = sorted(int(path.name[5:]) for path in (work / "checkpoints").iterdir())
     _top_level(settings, run="full", trained_checkpoint=older)
     try:
@@ -241,7 +241,7 @@ def test_going_back_to_a_step_that_is_not_there_tells_the_steps(settings: Path) 
 def test_a_restart_sets_the_old_work_aside_once(settings: Path) -> None:
     tiny.change_run(settings, stop_after={"updates": 4, "minutes": None})
     tiny.train(settings, "anew")
-    work = settings.parent.parent / "anew/work"
+    work = tiny.folder_of(settings, "anew") / "work"
     tiny.change_run(settings, learning_rate=0.001)
     _top_level(settings, restart="full")
     try:
@@ -256,7 +256,7 @@ def test_a_restart_sets_the_old_work_aside_once(settings: Path) -> None:
 
 
 def test_the_originals_weights_are_continued_at_their_step(settings: Path, tmp_path: Path) -> None:
-    whole = settings.parent.parent / "whole"
+    whole = tiny.folder_of(settings, "whole")
     (tmp_path / "checkpoint-step41").mkdir()
     shutil.copy(whole / "out/model/model.safetensors", tmp_path / "checkpoint-step41")
     _top_level(settings, run="full", trained_checkpoint=41, model_dirpath=str(tmp_path / "checkpoint-step41"))
@@ -280,7 +280,7 @@ def test_the_originals_weights_are_continued_at_their_step(settings: Path, tmp_p
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(settings: Path) -> None:
     tiny.train(settings, "damaged")
-    checkpoints = settings.parent.parent / "damaged/work/checkpoints"
+    checkpoints = tiny.folder_of(settings, "damaged") / "work/checkpoints"
     *_, older, newest = sorted(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
     (newest / "state.json").unlink()
     done = tiny.train(settings, "damaged")

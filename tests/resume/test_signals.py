@@ -28,7 +28,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _launch(settings: Path, folder: str) -> subprocess.Popen[str]:
     """The training on two ranks as a rule starts it."""
-    log = settings.parent.parent / folder / "log"
+    log = tiny.folder_of(settings, folder) / "log"
     words = tiny.train_command(settings, folder)[1:]
     launcher = [sys.executable, str(tiny.ROOT / "workflow_scripts/launch.py"), "--log", str(log)]
     return subprocess.Popen(
@@ -61,7 +61,7 @@ def _processes(folder: Path, script: str) -> list[int]:
     ],
 )
 def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signals, whom: str) -> None:
-    folder = settings.parent.parent / name
+    folder = tiny.folder_of(settings, name)
     process = _launch(settings, name)
     deadline = time.monotonic() + 60
     while not (history := folder / "work/metrics.jsonl").exists() or '"update": 2,' not in history.read_text():
