@@ -72,13 +72,12 @@ def _groups(
     first = 0
     for last in range(1, len(offsets)):
         if last + 1 == len(offsets) or offsets[last + 1] - offsets[first] > _GROUP_TOKENS:
-            ask, start, end = slice(queries[first], queries[last]), offsets[first], offsets[last]
             mask = None
             if last - first > 1:
                 owner = _owners(offsets[first : last + 1]).to(device)
-                own = owner if wanted is None else owner[wanted[ask] - start]
+                own = owner if wanted is None else owner[wanted[queries[first] : queries[last]] - offsets[first]]
                 mask = own[:, None] == owner[None, :]
-            yield Group(ask.stop - ask.start, end - start, mask)
+            yield Group(queries[last] - queries[first], offsets[last] - offsets[first], mask)
             first = last
 
 

@@ -34,7 +34,7 @@ def rotate(x_THD: Tensor, by: Angles) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """The same in a third of the memory passed over; the gradient is turned back."""
+    """The same in one new tensor, not in six; the gradient is turned back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

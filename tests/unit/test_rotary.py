@@ -35,6 +35,18 @@ def test_ours_is_the_plain_formula_and_its_gradient(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found[0][1:], found[1][1:])
 
 
+def test_scores_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 8)
+
+    def score(at: int, other: int) -> float:
+        turned = [rotary.rotate(x, rotary.angles(torch.tensor([place]), 8)) for x, place in ((q, at), (k, other))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert score(3, 10) == pytest.approx(score(503, 510), abs=1e-4)
+    assert abs(score(3, 10) - score(10, 3)) > 0.01
+
+
 def test_other_dtypes_stay_what_they_are() -> None:
     x = torch.randn(5, 2, 4, dtype=torch.bfloat16)
     assert rotary.rotate(x, rotary.angles(torch.arange(5), 4)).dtype == torch.bfloat16
