@@ -1,4 +1,4 @@
-"""How many pages large blocks of memory take."""
+"""How many pages large blocks of memory take, and how much code for products is kept."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lucavirus import loader, memory
+from lucavirus.launch import TUNING
 from tests import tiny
 
 _BLOCKS, _PAGES = 50, 768  # of 3 MiB each
@@ -56,3 +58,29 @@ def test_tokenizing_splitting_and_loading_keep_blocks(monkeypatch: pytest.Monkey
         loader._begin(0)
     kept = {memory._MMAP_THRESHOLD: 32 * 2**20, memory._TRIM_THRESHOLD: 256 * 2**20}
     assert asked == [kept] * 4
+
+
+_PRODUCTS = """
+import re
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+weight = torch.ones(256, 256)
+def product(rows):
+    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 256), weight, None, "none", [], "")
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = product(2000)
+for rows in range(1000, 1200):
+    after = product(rows)
+print(after - before)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")  # type: ignore[no-untyped-call]
+def test_code_for_products_of_many_shapes_is_not_kept() -> None:
+    def grown(variables: dict[str, str]) -> int:
+        env = {name: value for name, value in os.environ.items() if name not in TUNING} | variables
+        done = subprocess.run([sys.executable, "-c", _PRODUCTS], env=env, check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert grown(TUNING) < 0.5 * grown({})
