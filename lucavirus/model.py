@@ -77,6 +77,17 @@ class Architecture:
         )  # fmt: skip
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's, in fp32 also where the weights are sharded and gathered in 16 bits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=_LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (..., C) to (..., C)."""
+        return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention with rotary positions."""
 
@@ -104,9 +115,9 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.pre_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.pre_layer_norm = LayerNorm(width)
         self.self_attn = SelfAttention(width, heads)
-        self.post_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.post_layer_norm = LayerNorm(width)
         self.fc1, self.fc2 = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, x_TC: Tensor, turns: rotary.Angles, layout: Layout, wanted_R: Tensor | None = None) -> Tensor:
@@ -125,7 +136,7 @@ class LMHead(nn.Module):
     def __init__(self, width: int, embedding: Tensor) -> None:
         super().__init__()
         self.dense = Linear(width, width)
-        self.layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.layer_norm = LayerNorm(width)
         assert isinstance(embedding, nn.Parameter)
         self.weight = embedding
         self.bias = nn.Parameter(torch.zeros(len(embedding)))
@@ -161,7 +172,7 @@ class LucaVirus(nn.Module):
             self.embed_tokens = nn.Embedding(len(alphabet.TOKENS), width)
             self.embed_type = nn.Embedding(2, width)
             self.layers = nn.ModuleList(Layer(width, architecture.attention_heads) for _ in range(architecture.layers))
-            self.last_layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+            self.last_layer_norm = LayerNorm(width)
             self.lm_head = LMHead(width, self.embed_tokens.weight)
             sizes = architecture.heads.values()
             self.hidden_layer_list = nn.ModuleList(Linear(width, size, in_place=True) for size, _ in sizes)
@@ -197,7 +208,7 @@ class LucaVirus(nn.Module):
     def _states(
         self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout, wanted: Wanted | None = None
     ) -> Iterator[Tensor]:
-        x = self.embed_tokens(tokens_T) + self.embed_type(types_T)
+        x = self.embed_tokens(tokens_T).float() + self.embed_type(types_T)  # sharded weights may have 16 bits here
         yield x
         turns = rotary.angles(positions_T, self.architecture.hidden_size // self.architecture.attention_heads)
         for number, layer in enumerate(self.layers, start=1):

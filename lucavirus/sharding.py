@@ -32,7 +32,8 @@ def _shard(model: LucaVirus, compute: Compute, ranks: Ranks) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    precision = MixedPrecisionPolicy(param_dtype=compute.dtype, reduce_dtype=torch.float32)
+    # What passes between layers stays as it is, as for a whole model: rotary angles and sums of layers lose in 16 bits.
+    precision = MixedPrecisionPolicy(compute.dtype, torch.float32, cast_forward_inputs=False)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision)

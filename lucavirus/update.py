@@ -64,13 +64,12 @@ class Updater:
         self._gradients.clear()
 
     def _forward_and_backward(self, packs: Sequence[Pack]) -> None:
-        untouched = set(self.run.tasks) if self.compute.parallel == "fsdp" else set()
-        for number, pack in enumerate(packs, start=1):
-            untouched -= set(pack.labels)
-            last = number == len(packs)
-            self._gradients.expect(last=last)
-            # Sharded gradients are reduced together: each parameter must have one on every rank.
-            self._backward(pack.to(self.ranks.device), sorted(untouched) if last else ())
+        for number, pack in enumerate(packs):
+            self._gradients.expect(last=number == len(packs) - 1)
+            # Sharded gradients are reduced together: each parameter must have one on every rank, and from the first
+            # pack on, because it is in fp32 when it is a sum over packs, and else in the precision of the computation.
+            untouched = set(self.run.tasks) - set(pack.labels) if self.compute.parallel == "fsdp" and not number else ()
+            self._backward(pack.to(self.ranks.device), sorted(untouched))
 
     def _backward(self, pack: Pack, untouched: Sequence[str]) -> None:
         with self.compute.autocast():
@@ -83,7 +82,9 @@ class Updater:
                 total += self._head(task, hidden.detach(), gradient, places, targets, weights)
             self._count(task, total, len(labels.sequences))
         for task in untouched:
-            self.model.logits(task, hidden.detach()[:0]).sum().backward()  # type: ignore[no-untyped-call]
+            with self.compute.autocast():
+                nothing = self.model.logits(task, hidden.detach()[:0]).sum()
+            nothing.backward()  # type: ignore[no-untyped-call]
         hidden.backward(gradient)  # type: ignore[no-untyped-call]
         for name, value in pack.sizes().items():
             self._gradients.statistics[PLACE[name]] += value

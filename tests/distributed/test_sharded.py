@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from lucavirus.compute import Compute
+from lucavirus.distributed import Ranks
+from lucavirus.model import Architecture, LucaVirus
+from lucavirus.packing import make_pack
+from lucavirus.packs import Sample
+from lucavirus.sharding import place
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -43,6 +51,40 @@ def test_sharded_training_is_the_same_training(settings: Path) -> None:
     for name, tensor in one.items():
         assert two[name].shape == tensor.shape
         assert torch.allclose(two[name], tensor, atol=3e-4, rtol=3e-2), name
+
+
+def test_sharded_training_in_16_bits_is_the_same_training(settings: Path) -> None:
+    # Some update's last pack is the first to have a label of some task: its gradients must not differ in type.
+    tiny.change_run(settings, parallel="ddp", precision="bf16")
+    tiny.train(settings, "replicated-16", ranks=2)
+    tiny.change_run(settings, parallel="fsdp")
+    tiny.train(settings, "sharded-16", ranks=2)
+    tiny.change_run(settings, parallel="auto", precision="auto")
+    assert _curve(settings, "sharded-16") == _curve(settings, "replicated-16")
+    assert _losses(settings, "sharded-16") == pytest.approx(_losses(settings, "replicated-16"), rel=1e-2)
+
+
+def test_what_passes_between_sharded_layers_in_16_bits_is_in_fp32(tmp_path: Path) -> None:
+    found = []
+
+    def look(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        x, angles, *_ = inputs
+        found.append((layer.fc1.weight.dtype, x.dtype, *(part.dtype for part in angles)))
+
+    model, cpu = LucaVirus(Architecture(16, 2, 2, 34, {})), torch.device("cpu")
+    run = tiny.RUN.model_copy(update={"parallel": "fsdp", "compile": "off"})
+    compute = Compute(cpu, torch.bfloat16, 34, 34, "fsdp")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        place(model, run, compute, Ranks(0, 1, cpu))
+        for layer in model.layers:
+            layer.register_forward_pre_hook(look)
+        pack = make_pack([Sample(0, 0, np.full(30, 5, np.uint8), {})], run, {}, 0)
+        with compute.autocast():
+            assert compute.hidden(model, pack).dtype == torch.float32
+    finally:
+        dist.destroy_process_group()
+    assert found == [(torch.bfloat16, torch.float32, torch.float32, torch.float32)] * 2
 
 
 def test_sharded_stops_and_goes_on_exactly_and_on_one_rank(settings: Path) -> None:
