@@ -58,9 +58,10 @@ class Updater:
         return statistics.tolist(), norm
 
     def rehearse(self, pack: Pack) -> None:
-        """Compute the gradients of a pack, and forget them; nothing changes but what memory was touched."""
+        """Compute the gradients of a pack on this rank, and forget them; only memory is touched."""
         self._gradients.clear()
-        self._forward_and_backward([pack])
+        self._gradients.expect(last=False)  # nothing is reduced: a rank that runs out of memory leaves no other waiting
+        self._backward(pack.to(self.ranks.device), ())
         self._gradients.clear()
 
     def _forward_and_backward(self, packs: Sequence[Pack]) -> None:

@@ -270,6 +270,14 @@ def test_rehearsal_leaves_no_trace() -> None:
     assert updater.step(1, _packs(), {}) == _update(_packs())[:2]
 
 
+def test_a_rehearsal_needs_no_other_rank() -> None:
+    # There is no process group: any collective of this rank of two would raise.
+    updater = Updater(LucaVirus(ARCHITECTURE), RUN, make_compute(RUN, ALONE.device), 1000, replace(ALONE, world_size=2))
+    updater.rehearse(dearest_pack(1000, RUN, CLASSES))
+    with pytest.raises(ValueError, match="process group has not been initialized"):
+        updater.step(1, _packs(), {})
+
+
 def test_sizes_without_a_gpu() -> None:
     assert cpu_capacity(ARCHITECTURE) == 4096 and cpu_capacity(Architecture(2560, 12, 20, 3074, {})) == 1024
     assert evaluation_capacity(ARCHITECTURE, RUN.model_copy(update={"max_tokens_per_pack": 777}), ALONE.device) == 777
