@@ -25,9 +25,10 @@ _STEP = 1024
 _LARGEST = 128 * _STEP
 # Part of the largest size that fits which is used: packs differ, and memory has holes.
 _MARGIN = 0.9
-# Activations that a layer keeps for its backward pass, in multiples of the width: measured on pre-LN layers by
-# Korthikanti et al. (2022) as 34 bytes a token in 16 bits, without the attention matrix.
-_ACTIVATIONS = 17
+# Activations that a layer keeps for its backward pass, in multiples of the width, as numbers of 16 bits: 34 bytes a
+# token, counted in a compiled layer (40 in one that is not) and by Korthikanti et al. (2022) in another. With
+# recomputation it keeps its input, in 32 bits.
+_ACTIVATIONS, _INPUT = 17, 2
 
 
 def evaluation_capacity(architecture: Architecture, run: Run, device: torch.device) -> int:
@@ -48,27 +49,37 @@ def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
     run, ranks = updater.run, updater.ranks
     if run.max_tokens_per_pack != "auto":
         return run.max_tokens_per_pack
-    longest = run.model.max_length
     if ranks.device.type == "cpu":
         return cpu_capacity(updater.model.architecture)
+    longest = run.model.max_length
+    mine = -(-run.sequences_per_update // ranks.world_size) * longest
+    largest = max(longest, min(_LARGEST, mine))
     if updater.compute.parallel == "fsdp":  # a rank that runs out of memory would leave the others waiting
-        return max(longest, ranks.least(_estimate(updater)))
+        return max(longest, min(largest, ranks.least(_estimate(updater))))
 
     def fits(tokens: int) -> bool:
         return ranks.least(int(_fits(updater, tokens, dict(classes)))) == 1
 
-    mine = -(-run.sequences_per_update // ranks.world_size) * longest
-    found = largest_that_fits(fits, longest, max(longest, min(_LARGEST, mine)))
+    found = largest_that_fits(fits, longest, largest)
     torch.cuda.reset_peak_memory_stats(ranks.device)  # what is logged is the training's, not the search's
     return found
 
 
 def _estimate(updater: Updater) -> int:
-    """Tokens whose activations take 70 % of the memory that weights, gradients and moments leave."""
-    architecture, ranks = updater.model.architecture, updater.ranks
-    free = torch.cuda.mem_get_info(ranks.device)[0] - 16 * count_parameters(updater.model) // ranks.world_size
-    layers = 1 if updater.run.recomputation else architecture.layers
-    return int(0.7 * free / (_ACTIVATIONS * 2 * layers * architecture.hidden_size)) // _STEP * _STEP
+    model, ranks = updater.model, updater.ranks
+    free = torch.cuda.mem_get_info(ranks.device)[0]
+    return sharded_capacity(free, count_parameters(model), ranks.world_size, model.architecture, updater.run)
+
+
+def sharded_capacity(free: int, parameters: int, world_size: int, architecture: Architecture, run: Run) -> int:
+    """Tokens whose activations take 70 % of `free` bytes less those of weights, gradients and moments.
+
+    These are 16 bytes a parameter, divided among the ranks; besides, between the packs of an update each rank holds all
+    weights in 16 bits and the sums of all gradients in 32.
+    """
+    left = free - 16 * parameters // world_size - 6 * parameters
+    kept = _ACTIVATIONS + _INPUT * architecture.layers if run.recomputation else _ACTIVATIONS * architecture.layers
+    return int(0.7 * left / (2 * kept * architecture.hidden_size)) // _STEP * _STEP
 
 
 def largest_that_fits(fits: Callable[[int], bool], smallest: int, largest: int) -> int:

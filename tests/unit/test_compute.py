@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 from lucavirus import alphabet, linear
 from lucavirus.attention import Layout, make_layout
-from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits
+from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits, sharded_capacity
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Model, Run
 from lucavirus.model import Architecture, LucaVirus
@@ -251,6 +251,16 @@ def test_the_largest_pack_that_fits_is_found(limit: int) -> None:
 
     found = largest_that_fits(fits, 3074, 131_072)
     assert found == max(3074, int(limit // 1024 * 0.9) * 1024) and len(asked) <= 14 and len(set(asked)) == len(asked)
+
+
+def test_the_packs_of_sharded_models_leave_room_for_what_is_not_sharded() -> None:
+    full = Architecture(2560, 12, 20, 3074, {})
+    # 80 GB less 16 x 2.5 / 8 GB divided and 6 x 2.5 GB not: 60 GB, of which 70 % are taken.
+    of_layers = 12 * 34 * 2560  # bytes a token
+    assert sharded_capacity(80 * 10**9, 25 * 10**8, 8, full, RUN) == int(42e9 / of_layers / 1024) * 1024 == 39 * 1024
+    recomputed = RUN.model_copy(update={"recomputation": True})
+    of_inputs = 12 * 4 * 2560 + 34 * 2560  # one layer at a time, besides the inputs of all in fp32
+    assert sharded_capacity(80 * 10**9, 25 * 10**8, 8, full, recomputed) == int(42e9 / of_inputs / 1024) * 1024
 
 
 def test_the_dearest_pack_has_every_label_at_every_position() -> None:
