@@ -45,9 +45,11 @@ class Group(NamedTuple):
     mask: Tensor | None
 
 
-def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """True where torch's FlashAttention for variable lengths runs: 16 bits, on an A100 or newer."""
-    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """True where torch's FlashAttention for variable lengths runs: 16 bits, on an A100 or newer, some head sizes."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return False
+    return head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def make_layout(offsets: list[int], device: torch.device, wanted: Tensor | None = None) -> Layout:

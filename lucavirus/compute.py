@@ -53,7 +53,7 @@ class Compute:
 
     def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
         """Hidden states (R, C) of the wanted tokens of a pack that is on the device."""
-        if has_varlen_kernel(self.device, self.dtype):
+        if has_varlen_kernel(self.device, self.dtype, model.architecture.attention_head_size):
             # So that nothing is compiled anew: a constant (what fills a pack may be longer than its sequences, and what
             # fills the wanted tokens counts to its last one), and boundaries and rows in tensors of their own, because
             # code is bound to a tensor's place in a larger one.

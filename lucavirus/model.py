@@ -46,6 +46,11 @@ class Architecture:
         return cls(model.hidden_size, model.num_attention_layers, model.num_attention_heads, model.max_length, heads)
 
     @property
+    def attention_head_size(self) -> int:
+        """Numbers of each attention head."""
+        return self.hidden_size // self.attention_heads
+
+    @property
     def weights(self) -> int:
         """Numbers in the matrices of layers and heads: nearly all parameters, known before there is a model."""
         heads = (self.hidden_size * width + width * classes for width, classes in self.heads.values())
@@ -210,7 +215,7 @@ class LucaVirus(nn.Module):
     ) -> Iterator[Tensor]:
         x = self.embed_tokens(tokens_T).float() + self.embed_type(types_T)  # sharded weights may have 16 bits here
         yield x
-        turns = rotary.angles(positions_T, self.architecture.hidden_size // self.architecture.attention_heads)
+        turns = rotary.angles(positions_T, self.architecture.attention_head_size)
         for number, layer in enumerate(self.layers, start=1):
             last = wanted is not None and number == len(self.layers)
             rest = (turns, wanted.layout, wanted.rows) if wanted and last else (turns, layout)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from lucavirus import alphabet, linear
-from lucavirus.attention import Layout, make_layout
+from lucavirus.attention import Layout, has_varlen_kernel, make_layout
 from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits, sharded_capacity
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Model, Run
@@ -229,7 +229,7 @@ def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.Mo
     assert len({len(pack.tokens) for pack in packs}) > 5
     with torch.no_grad():
         wanted = [compute.hidden(model, pack) for pack in packs]
-        monkeypatch.setattr("lucavirus.compute.has_varlen_kernel", lambda device, dtype: True)
+        monkeypatch.setattr("lucavirus.compute.has_varlen_kernel", lambda *_: True)
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_on_a_cpu)
         monkeypatch.setattr("lucavirus.compute.Layout", _checked_layout)
         counter = CompileCounter()
@@ -239,6 +239,16 @@ def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.Mo
             assert torch.allclose(compute.hidden(model, pack), hidden, atol=1e-5)
     # One code for all layers but the last, one for the last, whose rows are those wanted; no shape makes a new one.
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize(("capability", "sizes"), [((7, 0), []), ((8, 0), [24, 128, 256]), ((9, 0), [24, 128, 256])])
+def test_where_the_kernel_for_variable_lengths_runs(
+    capability: tuple[int, int], sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = torch.device("cuda")
+    assert [size for size in (20, 24, 128, 256, 264) if has_varlen_kernel(gpu, torch.bfloat16, size)] == sizes
+    assert not has_varlen_kernel(gpu, torch.float32, 128) and not has_varlen_kernel(ALONE.device, torch.bfloat16, 128)
 
 
 @pytest.mark.parametrize("limit", [1023, 3074, 20_000, 65_536, 131_072])
