@@ -4,8 +4,9 @@
 # The clone is mounted, so that results/ and work/ stay outside of the image.
 FROM python:3.11-slim-bookworm
 
+# gcc: torch compiles layers for GPUs with it.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git procps \
+    && apt-get install --yes --no-install-recommends gcc git libc6-dev procps \
     && rm -rf /var/lib/apt/lists/*
 
 # torch's wheel brings its CUDA libraries; the driver is the host's.

@@ -140,7 +140,9 @@ class Run(Frozen):
         "auto", "ddp: every GPU holds all weights; fsdp: its share of them; auto: fsdp beyond 2 billion parameters"
     )
     recomputation: bool = setting(False, "compute each layer twice and keep less: a quarter slower, far less memory")
-    compile: Literal["auto", "on", "off"] = setting("auto", "torch.compile of the layers; auto: on a GPU")
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "torch.compile of the layers; auto: on a GPU, where there is gcc"
+    )
     deterministic: bool = setting(
         False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them"
     )

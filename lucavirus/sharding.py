@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -21,9 +27,31 @@ def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> None:
         _shard(model, compute, ranks)
     else:
         model.to(ranks.device)
-    if run.compile == "on" or (run.compile == "auto" and ranks.device.type == "cuda"):
+    if _compiled(run, ranks):
         for layer in model.layers:
             layer.compile(dynamic=True)
+
+
+def _compiled(run: Run, ranks: Ranks) -> bool:
+    if run.compile != "auto" or ranks.device.type != "cuda":
+        return run.compile == "on"
+    obstacle = obstacle_to_compiling(ranks.device)
+    if obstacle:
+        print(f"warning: rank {ranks.rank} does not compile its layers, and is slower: {obstacle}", file=sys.stderr)
+    return obstacle is None
+
+
+def obstacle_to_compiling(gpu: torch.device) -> str | None:
+    """What keeps torch's compiler from making code for a GPU here; a part of it is made from C where it runs."""
+    if torch.cuda.get_device_capability(gpu) < (7, 0):
+        return "the GPU is older than a V100"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"there is no C compiler ({' or '.join(compilers)}); install gcc"
+    headers = sysconfig.get_path("include", "posix_prefix")
+    if not Path(headers, "Python.h").exists():
+        return f"{headers} has no Python.h; install the headers of Python (python3-dev)"
+    return None
 
 
 def _shard(model: LucaVirus, compute: Compute, ranks: Ranks) -> None:
