@@ -75,7 +75,9 @@ class Compute:
 def make_compute(run: Run, device: torch.device, parallel: Parallel = "ddp") -> Compute:
     """The computation of a run on a device; its packs are as small as they may be (see capacity.py)."""
     on_gpu = device.type == "cuda"
-    half = run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    # Older GPUs emulate it, slowly.
+    in_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = run.precision == "bf16" or (run.precision == "auto" and in_bf16)
     longest = run.model.max_length
     return Compute(device, torch.bfloat16 if half else torch.float32, longest, longest, parallel)
 

@@ -131,7 +131,7 @@ class Run(Frozen):
     cpu_ranks: PositiveInt = setting(1, "processes of a training without GPU, on each node")
     worker_num: NonNegativeInt = setting(1, "data-loader processes a GPU; 0: batches are made in the training process")
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "of the computation: auto is bf16 on a GPU, fp32 on a CPU"
+        "auto", "of the computation: auto is bf16 on an A100 or newer, else fp32"
     )
     max_tokens_per_pack: PositiveInt | Literal["auto"] = setting(
         "auto", "tokens computed at once; bounds the memory; auto: on a GPU the most that fit, found at the start"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -296,6 +297,17 @@ def test_a_rehearsal_needs_no_other_rank() -> None:
     updater.rehearse(dearest_pack(1000, RUN, CLASSES))
     with pytest.raises(ValueError, match="process group has not been initialized"):
         updater.step(1, _packs(), {})
+
+
+@pytest.mark.parametrize(("major", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_gpus_that_only_emulate_16_bits_compute_in_32(
+    major: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert make_compute(RUN, torch.device("cuda")).dtype == dtype
 
 
 def test_sizes_without_a_gpu() -> None:
