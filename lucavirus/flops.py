@@ -6,8 +6,9 @@ from lucavirus.model import Architecture
 
 # Peaks of dense bf16 products, FLOP/s, from the vendors' data sheets; the first name that the device's contains counts.
 _BF16_PEAKS: dict[str, float] = {
-    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "L40S": 362e12,
-    "A100": 312e12, "A40": 150e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "L4": 121e12,
+    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "H100": 989e12, "L40S": 362e12, "L40": 181e12, "A100": 312e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12, "L4": 121e12,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lucavirus import linear
 from lucavirus.attention import make_layout
-from lucavirus.flops import encoder_flops
+from lucavirus.flops import encoder_flops, peak_flops
 from lucavirus.model import Architecture, LucaVirus
 
 
@@ -29,3 +29,15 @@ def test_encoder_flops_are_those_that_torch_counts(lengths: list[int], monkeypat
     formula = encoder_flops(architecture, tokens, sum(length**2 for length in lengths))
     assert counter.get_total_flops() == pytest.approx(formula, rel=0.01)
     assert formula == 72 * 3 * 64**2 * tokens + 12 * 3 * 64 * sum(length**2 for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("device", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362), ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("cpu", None),
+        ("Tesla V100-SXM2-32GB", None),
+    ],
+)  # fmt: skip
+def test_peaks_are_those_of_the_device_and_of_none_whose_name_is_like_it(device: str, teraflops: int | None) -> None:
+    assert peak_flops(device) == (teraflops and teraflops * 1e12)
