@@ -29,6 +29,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "batches": ("--updates", "20", "--rounds", "3", "--sequences", "200000"),
     "packing": ("--updates", "20"),
     "step": ("--heads", "0.1", "--precision", "fp32", "--updates", "1", "--rounds", "1"),
+    "training": ("--hidden", "64", "--layers", "2", "--attention-heads", "4", "--heads", "0.1", "--updates", "3"),
     "resume": ("--repeats", "3"),
     "save": ("--millions", "50", "--repeats", "3"),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lucavirus.attention import has_varlen_kernel
 from lucavirus.compute import Compute
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
@@ -27,24 +28,25 @@ def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> None:
         _shard(model, compute, ranks)
     else:
         model.to(ranks.device)
-    if _compiled(run, ranks):
+    if _compiled(model, run, compute, ranks):
         for layer in model.layers:
             layer.compile(dynamic=True)
 
 
-def _compiled(run: Run, ranks: Ranks) -> bool:
-    if run.compile != "auto" or ranks.device.type != "cuda":
+def _compiled(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> bool:
+    if run.compile != "auto":
         return run.compile == "on"
-    obstacle = obstacle_to_compiling(ranks.device)
+    # Without the kernel each pack's groups of sequences would be compiled anew.
+    if not has_varlen_kernel(ranks.device, compute.dtype, model.architecture.attention_head_size):
+        return False
+    obstacle = obstacle_to_compiling()
     if obstacle:
         print(f"warning: rank {ranks.rank} does not compile its layers, and is slower: {obstacle}", file=sys.stderr)
     return obstacle is None
 
 
-def obstacle_to_compiling(gpu: torch.device) -> str | None:
+def obstacle_to_compiling() -> str | None:
     """What keeps torch's compiler from making code for a GPU here; a part of it is made from C where it runs."""
-    if torch.cuda.get_device_capability(gpu) < (7, 0):
-        return "the GPU is older than a V100"
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if not any(map(shutil.which, compilers)):
         return f"there is no C compiler ({' or '.join(compilers)}); install gcc"

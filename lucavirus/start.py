@@ -64,7 +64,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     memory.prepare_for_model(prepared.architecture.weights)
     model = LucaVirus(prepared.architecture, prepared.run.seed)
     said += _load_weights(newest, original or prepared.run.model_dirpath, prepared.plan, state, model)
-    updater = _make_updater(prepared, model, state, ranks)
+    updater = make_updater(prepared, model, state, ranks)
     if newest:
         restore_moments(newest, model, updater.optimizer)
     if ranks.first:
@@ -103,7 +103,7 @@ def _first_state(prepared: Prepared, step: int | None, original: str | None, che
     return State(update=bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step))
 
 
-def _make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Updater:
+def make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Updater:
     """Bring the model to the devices; a size of packs that was found on such a device before is used again."""
     compute = make_compute(prepared.run, ranks.device, choose_parallel(prepared.run, model, ranks))
     place(model, prepared.run, compute, ranks)

@@ -193,7 +193,7 @@ class Trainer:
                 "grad_norm": norm if math.isfinite(norm) else None,
                 "data_wait_s": round(self._data_seconds, 4),
                 "reduce_wait_s": round(self.updater.reduce_watch.read(), 4),
-                "memory_mb": round(_memory_mb(self.ranks.device)),
+                "memory_mb": round(peak_memory_mb(self.ranks.device)),
                 "positions_filled": round(window[PLACE["tokens"]] / window[PLACE["positions"]], 4),
                 "mfu": self._model_flops_utilization(window, seconds),
             }
@@ -270,7 +270,7 @@ class Trainer:
         })  # fmt: skip
 
 
-def _memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """Peak memory of this process, MiB: of the GPU where it computes on one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -18,50 +18,21 @@ from lucavirus import alphabet, linear
 from lucavirus.attention import Layout, has_varlen_kernel, make_layout
 from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits, sharded_capacity
 from lucavirus.compute import choose_parallel, make_compute
-from lucavirus.config import Model, Run
+from lucavirus.config import Run
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.packing import Fill, make_pack
 from lucavirus.packs import IGNORED, Pack, Sample
 from lucavirus.state import PLACE
 from lucavirus.update import Updater
+from tests.made_up import ARCHITECTURE, CLASSES, FILL, RUN, made_packs, made_samples
 from tests.tiny import ALONE
 
-CLASSES = {"gene_type": 3, "prot_site": 4, "prot_taxonomy": 2, "prot_keyword": 6}
-RUN = Run(
-    tasks=("gene_mask", "prot_mask", *CLASSES), gpus=1, gradient_accumulation_steps=4, max_grad_norm=1e9, device="cpu",
-    model=Model(hidden_size=32, num_attention_heads=4, max_length=400),
-)  # fmt: skip
-ARCHITECTURE = Architecture(32, 2, 4, 400, {task: (16, size) for task, size in CLASSES.items()})
 
-
-def _samples(count: int, longest: int = 398) -> list[Sample]:
-    rng = np.random.default_rng(3)
-    made = []
-    for index in range(count):
-        molecule = index % 2
-        length = int(rng.integers(1, longest))
-        span = np.array([[0, length // 2, index % 3]], np.int32)
-        labels: dict[str, Any] = {"gene_type": span} if molecule == 0 else {"prot_site": span}
-        if molecule:
-            labels |= {"prot_keyword": np.array([[index % 6]], np.int32), "prot_taxonomy": np.array([[1]], np.int32)}
-        letters = alphabet.letters(("gene", "prot")[molecule])
-        made.append(Sample(index, molecule, rng.choice(letters, length).astype(np.uint8), labels))
-    return made
-
-
-FILL = Fill(4096, 4096)
-
-
-def _packs(fill: Fill | None = None) -> list[Pack]:
-    samples = _samples(12)
-    return [make_pack(samples[n : n + 4], RUN, CLASSES, 0, fill) for n in (0, 4, 8)]
-
-
-def _update(packs: list[Pack], run: Run = RUN, recomputation: bool = False) -> tuple[list[float], float, list[Any]]:
+def _update(made: list[Pack], run: Run = RUN, recomputation: bool = False) -> tuple[list[float], float, list[Any]]:
     model = LucaVirus(ARCHITECTURE, seed=5)
     model.recomputation = recomputation
     updater = Updater(model, run, make_compute(run, torch.device("cpu")), 1000, ALONE)
-    statistics, norm = updater.step(1, packs, {})
+    statistics, norm = updater.step(1, made, {})
     return statistics, norm, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
@@ -75,7 +46,7 @@ def _assert_same(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], but: st
 
 
 def test_filling_changes_no_loss_and_no_gradient() -> None:
-    plain, filled = _packs(), _packs(FILL)
+    plain, filled = made_packs(), made_packs(FILL)
     assert [len(pack.tokens) % 32 for pack in filled] == [0, 0, 0] != [len(pack.tokens) % 32 for pack in plain]
     assert [list(pack.lengths) for pack in filled] == [list(pack.lengths) for pack in plain]
     one, two = _update(plain), _update(filled)
@@ -105,11 +76,11 @@ def test_a_filled_pack_by_hand() -> None:
 def test_an_empty_pack_adds_nothing() -> None:
     empty = make_pack([], RUN, CLASSES, 0, FILL)
     assert len(empty.tokens) == 32 and empty.offsets == [0, 32] and len(empty.lengths) == 0
-    _assert_same(_update(_packs()), _update([*_packs(), empty]), but="positions")
+    _assert_same(_update(made_packs()), _update([*made_packs(), empty]), but="positions")
 
 
 def test_the_last_layer_of_wanted_tokens_changes_no_loss_and_no_gradient() -> None:
-    packs = _packs()
+    packs = made_packs()
     assert max(len(pack.wanted) / len(pack.tokens) for pack in packs) < 0.7
     groups = [make_layout(pack.offsets, ALONE.device, pack.wanted).groups or () for pack in packs]
     assert {group.mask is None for of_pack in groups for group in of_pack} == {True, False}
@@ -123,13 +94,13 @@ def test_the_last_layer_of_wanted_tokens_changes_no_loss_and_no_gradient() -> No
 
 
 def test_heads_in_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _update(_packs())
+    whole = _update(made_packs())
     monkeypatch.setattr("lucavirus.compute._HEAD_ROWS", {"cpu": 7})
-    _assert_same(whole, _update(_packs()))
+    _assert_same(whole, _update(made_packs()))
 
 
 def test_rows_of_a_head_are_divided_into_equal_parts() -> None:
-    (labels,) = [pack.labels["gene_type"] for pack in _packs() if "gene_type" in pack.labels][:1]
+    (labels,) = [pack.labels["gene_type"] for pack in made_packs() if "gene_type" in pack.labels][:1]
     places = torch.arange(len(labels.positions))
     size = len(places) - 1
     parts = list(labels.parts(places, size))
@@ -139,7 +110,7 @@ def test_rows_of_a_head_are_divided_into_equal_parts() -> None:
 
 
 def test_recomputation_gives_the_same_gradients() -> None:
-    _assert_same(_update(_packs()), _update(_packs(), recomputation=True))
+    _assert_same(_update(made_packs()), _update(made_packs(), recomputation=True))
 
 
 def _layers(x: torch.Tensor, layers: list[linear.Linear]) -> torch.Tensor:
@@ -223,9 +194,9 @@ def _checked_layout(queries: torch.Tensor, keys: torch.Tensor, longest: int, gro
 def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = LucaVirus(ARCHITECTURE, seed=5)
     compute = make_compute(RUN, torch.device("cpu")).with_capacity(4096)
-    packs = [make_pack([sample], RUN, CLASSES, 0, FILL) for sample in _samples(8)]
+    packs = [make_pack([sample], RUN, CLASSES, 0, FILL) for sample in made_samples(8)]
     # The last one is not filled, but its wanted tokens are: they are more than the tokens of its sequence.
-    packs += [*_packs(FILL), dearest_pack(400, RUN, CLASSES)]
+    packs += [*made_packs(FILL), dearest_pack(400, RUN, CLASSES)]
     assert packs[-1].lengths.tolist() == [400] and len(packs[-1].wanted) == 416
     assert len({len(pack.tokens) for pack in packs}) > 5
     with torch.no_grad():
@@ -288,7 +259,7 @@ def test_rehearsal_leaves_no_trace() -> None:
     updater.rehearse(dearest_pack(1000, RUN, CLASSES))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
-    assert updater.step(1, _packs(), {}) == _update(_packs())[:2]
+    assert updater.step(1, made_packs(), {}) == _update(made_packs())[:2]
 
 
 def test_a_rehearsal_needs_no_other_rank() -> None:
@@ -296,7 +267,7 @@ def test_a_rehearsal_needs_no_other_rank() -> None:
     updater = Updater(LucaVirus(ARCHITECTURE), RUN, make_compute(RUN, ALONE.device), 1000, replace(ALONE, world_size=2))
     updater.rehearse(dearest_pack(1000, RUN, CLASSES))
     with pytest.raises(ValueError, match="process group has not been initialized"):
-        updater.step(1, _packs(), {})
+        updater.step(1, made_packs(), {})
 
 
 @pytest.mark.parametrize(("major", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
