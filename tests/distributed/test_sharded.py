@@ -55,11 +55,11 @@ def test_sharded_training_is_the_same_training(settings: Path) -> None:
 
 def test_sharded_training_in_16_bits_is_the_same_training(settings: Path) -> None:
     # Some update's last pack is the first to have a label of some task: its gradients must not differ in type.
-    tiny.change_run(settings, parallel="ddp", precision="bf16")
+    tiny.change_run(settings, parallel="ddp", precision="bf16", stop_after={"updates": 20, "minutes": None})
     tiny.train(settings, "replicated-16", ranks=2)
     tiny.change_run(settings, parallel="fsdp")
     tiny.train(settings, "sharded-16", ranks=2)
-    tiny.change_run(settings, parallel="auto", precision="auto")
+    tiny.change_run(settings, parallel="auto", precision="auto", stop_after={"updates": None, "minutes": None})
     assert _curve(settings, "sharded-16") == _curve(settings, "replicated-16")
     assert _losses(settings, "sharded-16") == pytest.approx(_losses(settings, "replicated-16"), rel=1e-2)
 
