@@ -40,6 +40,11 @@ def lengths(molecule: Molecule, count: int, seed: int = 0) -> NDArray[np.int64]:
     return np.clip(random.lognormal(5.44, 0.95, count), 10, 2000).astype(np.int64)
 
 
+def head_sizes(part: float) -> dict[str, int]:
+    """A part of the head sizes of SPEC section 2."""
+    return {task: max(1, int(TASKS[task].head_size * part)) for task in SUPERVISED}
+
+
 def mixed_lengths(count: int, seed: int = 0) -> NDArray[np.int64]:
     """Lengths of genes and proteins, 2 to 1, shuffled; with [CLS] and [SEP]."""
     genes = 2 * count // 3

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.corpus import make_project
+from benchmarks.corpus import head_sizes, make_project
 from benchmarks.stand_in import StandIn
 from lucavirus import linear, memory
 from lucavirus.capacity import training_capacity
@@ -35,7 +35,6 @@ from lucavirus.model import Architecture, LucaVirus
 from lucavirus.packing import make_pack
 from lucavirus.packs import Pack
 from lucavirus.prepare import Prepared, prepare
-from lucavirus.tasks import SUPERVISED, TASKS
 from lucavirus.update import Updater
 from tests.tiny import ALONE
 
@@ -44,8 +43,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def make_run(heads: float, precision: str) -> Run:
     """The run that is measured."""
-    sizes = {task: max(1, int(TASKS[task].head_size * heads)) for task in SUPERVISED}
-    model = Model(hidden_size=256, num_attention_layers=4, num_attention_heads=8, head_size=sizes)
+    model = Model(hidden_size=256, num_attention_layers=4, num_attention_heads=8, head_size=head_sizes(heads))
     return Run(gpus=1, gradient_accumulation_steps=32, worker_num=0, device="cpu", model=model,
                precision="bf16" if precision == "bf16" else "fp32")  # fmt: skip
 
@@ -84,7 +82,7 @@ def _ours(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:
     run = prepared.run
     updater = Updater(model, run, make_compute(run, torch.device("cpu")), 1000, ALONE)
     updater.compute = updater.compute.with_capacity(training_capacity(updater, prepared.classes))
-    batches = Batches(prepared.train, run, prepared.plan, prepared.classes, updater.compute.capacity, 0, 1)
+    batches = Batches.of(prepared, updater.compute, ALONE)
     return lambda update, packs: updater.step(update + 1, packs, {}), batches.packs
 
 

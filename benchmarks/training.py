@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.corpus import make_project
+from benchmarks.corpus import head_sizes, make_project
 from lucavirus import memory
 from lucavirus.compute import set_determinism
 from lucavirus.config import Model, Run
@@ -33,7 +33,6 @@ from lucavirus.packs import Pack
 from lucavirus.prepare import prepare
 from lucavirus.start import make_updater
 from lucavirus.state import PLACE, State
-from lucavirus.tasks import SUPERVISED, TASKS
 from lucavirus.train import peak_memory_mb
 from lucavirus.update import Updater
 
@@ -42,16 +41,14 @@ _PROFILED_UPDATES, _PROFILED_LINES = 2, 40
 
 def make_run(args: argparse.Namespace, gpus: int) -> Run:
     """The run that is measured; every setting but those of the arguments is the recipe's."""
-    sizes = {task: max(1, int(TASKS[task].head_size * args.heads)) for task in SUPERVISED}
     model = Model(
         hidden_size=args.hidden, num_attention_layers=args.layers, num_attention_heads=args.attention_heads,
-        head_size=sizes,
+        head_size=head_sizes(args.heads),
     )  # fmt: skip
-    tokens = args.max_tokens_per_pack if args.max_tokens_per_pack == "auto" else int(args.max_tokens_per_pack)
     return Run(
         gpus=gpus, gradient_accumulation_steps=args.sequences, worker_num=2, device=args.device, model=model,
         precision=args.precision, compile=args.compile, parallel=args.parallel, recomputation=args.recomputation,
-        deterministic=args.deterministic, max_tokens_per_pack=tokens,
+        deterministic=args.deterministic, max_tokens_per_pack=args.max_tokens_per_pack or "auto",
     )  # fmt: skip
 
 
@@ -63,10 +60,7 @@ def measure(run: Run, data: Path, ranks: Ranks, count: int, profile_to: Path | N
     model, started = LucaVirus(prepared.architecture, run.seed), time.perf_counter()
     updater = make_updater(prepared, model, State(resolved={"max_steps": 1000}), ranks)
     capacity_s = time.perf_counter() - started
-    batches = Batches(
-        prepared.train, prepared.run, prepared.plan, prepared.classes, updater.compute.capacity,
-        ranks.rank, ranks.world_size, equal_packs=updater.compute.parallel == "fsdp",
-    )  # fmt: skip
+    batches = Batches.of(prepared, updater.compute, ranks)
     last = count + 1 + (_PROFILED_UPDATES if profile_to else 0)
     with closing(updates(batches, 0, last, ranks.device)) as arriving:
         first, *rows = [_update(updater, number, arriving, ranks) for number in range(count + 1)]
@@ -127,7 +121,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--parallel", choices=("auto", "ddp", "fsdp"), default="auto")
-    parser.add_argument("--max-tokens-per-pack", default="auto")
+    parser.add_argument("--max-tokens-per-pack", type=int, help="default: the largest that fits")
     parser.add_argument("--recomputation", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--profile", type=Path, help="write the kernels of two more updates there, the dearest first")

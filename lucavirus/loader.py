@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,13 +13,16 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from lucavirus import memory
+from lucavirus.compute import Compute
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
+from lucavirus.distributed import Ranks
 from lucavirus.masking import EVALUATION_EPOCH
 from lucavirus.packing import Fill, make_pack, make_parcel
 from lucavirus.packs import Pack, Sample
 from lucavirus.parcels import Parcel
 from lucavirus.plan import Indices, Plan, pack, sequence_costs, share
+from lucavirus.prepare import Prepared
 
 # Sequences from which the packs of an evaluation are chosen together.
 _EVALUATION_POOL = 512
@@ -40,6 +43,14 @@ class Batches(TorchDataset[Parcel]):
     rank: int
     world_size: int
     equal_packs: bool = False
+
+    @classmethod
+    def of(cls, prepared: Prepared, compute: Compute, ranks: Ranks) -> Self:
+        """The packs of a training for this rank."""
+        return cls(
+            prepared.train, prepared.run, prepared.plan, prepared.classes, compute.capacity,
+            ranks.rank, ranks.world_size, equal_packs=compute.parallel == "fsdp",
+        )  # fmt: skip
 
     def __getitem__(self, update: int) -> Parcel:
         """The packs of an update, the fullest last: the reduction hides behind its backward pass."""

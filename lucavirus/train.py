@@ -77,10 +77,7 @@ class Trainer:
 
     def run_to_end(self) -> None:
         """Train until the run is done. Raises Preempted where a signal asked for an early end; all is saved then."""
-        batches = Batches(
-            self.prepared.train, self.run, self.plan, self.prepared.classes, self.compute.capacity,
-            self.ranks.rank, self.ranks.world_size, equal_packs=self.compute.parallel == "fsdp",
-        )  # fmt: skip
+        batches = Batches.of(self.prepared, self.compute, self.ranks)
         self.history.start_bar(self.state.update, self.last_update)
         self._boundary()
         # Closed whatever happens: a process waits at its end for the loader's workers, and they ignore signals.
