@@ -76,8 +76,9 @@ def measure(run: Run, data: Path, ranks: Ranks, count: int, profile_to: Path | N
     shown = ("tokens_per_s", "mfu", "positions_filled", "data_share", "reduce_share", "seconds", "tokens")
     return {
         "device": updater.compute.device_name, "torch": torch.__version__, "ranks": ranks.world_size,
-        "precision": str(updater.compute.dtype), "parallel": updater.compute.parallel,
-        "parameters": count_parameters(model), "capacity": updater.compute.capacity, "capacity_s": capacity_s,
+        "precision": str(updater.compute.dtype), "attention": updater.compute.attention,
+        "parallel": updater.compute.parallel, "parameters": count_parameters(model),
+        "capacity": updater.compute.capacity, "capacity_s": capacity_s,
         "first_update_s": first["seconds"], "updates": count,
         **{name: statistics.median(row[name] for row in rows) for name in shown},
         "peak_memory_mb": peak_memory_mb(ranks.device),

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
+
+from lucavirus.errors import UserError
 
 # Neighbouring sequences are computed together, with a block-diagonal mask, while they hold this many tokens in all:
 # below it the cost of a call exceeds that of the masked products.
 _GROUP_TOKENS = 256
+# The package of FlashAttention 3, by the name under which torch looks for it.
+_FLASH_ATTENTION_3 = "flash_attn_interface"
+# What computes attention where there is no kernel for variable lengths.
+PLAIN = "scaled_dot_product_attention"
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,29 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_size: int) 
     if device.type != "cuda" or dtype == torch.float32:
         return False
     return head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Have the fastest kernel there is compute `attend`, in all of this process; returns its name.
+
+    That is FlashAttention 3 on Hopper GPUs (H100, H200) where its package is installed; torch brings version 2.
+    Raises UserError for a package that torch cannot use.
+    """
+    if not has_varlen_kernel(device, dtype, head_size):
+        return PLAIN
+    if torch.cuda.get_device_capability(device)[0] != 9 or find_spec(_FLASH_ATTENTION_3) is None:
+        return "FlashAttention 2"
+    try:
+        if current_flash_attention_impl() != "FA3":
+            activate_flash_attention_impl("FA3")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"FlashAttention 3 is installed, but torch {torch.__version__} cannot use it ({error})",
+            where=_FLASH_ATTENTION_3,
+            hint="install a build of flash-attn-3 for this torch and CUDA (docs/cluster.md), or `pip uninstall "
+            "flash-attn-3`: FlashAttention 2, which torch brings, is used then",
+        ) from error
+    return "FlashAttention 3"
 
 
 def make_layout(offsets: list[int], device: torch.device, wanted: Tensor | None = None) -> Layout:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lucavirus.attention import Layout, boundaries, has_varlen_kernel, make_layout
+from lucavirus.attention import PLAIN, Layout, boundaries, choose_kernel, has_varlen_kernel, make_layout
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.model import LucaVirus, Wanted, count_parameters
@@ -28,7 +28,7 @@ _REPLICATED_PARAMETERS = 2 * 10**9
 class Compute:
     """Device, precision and sizes of the computation.
 
-    `capacity` tokens at once; `max_length` tokens the longest sequence.
+    `capacity` tokens at once; `max_length` tokens the longest sequence; `attention` the name of what computes it.
     """
 
     device: torch.device
@@ -36,6 +36,7 @@ class Compute:
     capacity: int
     max_length: int
     parallel: Parallel = "ddp"
+    attention: str = PLAIN
 
     def with_capacity(self, tokens: int) -> Compute:
         """The same with packs of at most `tokens` tokens."""
@@ -73,13 +74,17 @@ class Compute:
 
 
 def make_compute(run: Run, device: torch.device, parallel: Parallel = "ddp") -> Compute:
-    """The computation of a run on a device; its packs are as small as they may be (see capacity.py)."""
+    """The computation of a run on a device; its packs are as small as they may be (see capacity.py).
+
+    Chooses the kernel of attention for all of this process.
+    """
     on_gpu = device.type == "cuda"
     # Older GPUs emulate it, slowly.
     in_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     half = run.precision == "bf16" or (run.precision == "auto" and in_bf16)
-    longest = run.model.max_length
-    return Compute(device, torch.bfloat16 if half else torch.float32, longest, longest, parallel)
+    dtype, longest = torch.bfloat16 if half else torch.float32, run.model.max_length
+    attention = choose_kernel(device, dtype, run.model.hidden_size // run.model.num_attention_heads)
+    return Compute(device, dtype, longest, longest, parallel, attention)
 
 
 def choose_parallel(run: Run, model: LucaVirus, ranks: Ranks) -> Parallel:

@@ -143,6 +143,6 @@ def _introduction(started: Started) -> list[str]:
         f"run {prepared.name}: {parameters:,} parameters, {sizes} sequences (train / dev / test)",
         f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
         f"sequences an update, computed by {started.ranks.world_size} process(es) on {compute.device_name} "
-        f"({compute.parallel}), {compute.dtype}, packs of at most {compute.capacity:,} tokens",
+        f"({compute.parallel}), {compute.dtype}, {compute.attention}, packs of at most {compute.capacity:,} tokens",
         f"{plan.updates_per_epoch:,} updates an epoch, {started.last_update:,} in all; max_steps {max_steps}",
     ]
