@@ -27,10 +27,11 @@ from lucavirus.screen import Output
 
 ROOT = Path(__file__).resolve().parent.parent
 # The name may not be on PATH; USR1 is the schedulers' warning, which torchrun by itself would die of; saving a large
-# model takes longer than the 30 s that torchrun grants.
+# model takes longer than the 30 s that torchrun grants; it would leave a folder for logs, empty, in /tmp at each start.
 TORCHRUN = (
     *("-m", "torch.distributed.run"),
     "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    f"--log-dir={os.devnull}",
 )
 SHUTDOWN = "--shutdown-timeout=120"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -95,11 +95,16 @@ def test_an_error_reported_by_an_earlier_run_is_forgotten(start: Start, tmp_path
 
 
 @pytest.mark.slow
-def test_ranks_of_torchrun_report_the_same_error_once(start: Start, tmp_path: Path) -> None:
+def test_ranks_of_torchrun_report_the_same_error_once(
+    start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
     text = f"{REPORT}def main():\n    raise UserError('is bad', where='a:3')\nrun_stage(main)"
     status, screen = run(start(text, "torchrun", "--standalone", "--nproc-per-node", "2"))
     assert (status, screen) == (1, "error: a:3: is bad\n")
     assert (tmp_path / "log").read_text() == screen
+    assert not list(temporary.iterdir())  # torchrun leaves nothing behind
 
 
 @pytest.mark.slow
