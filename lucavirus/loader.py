@@ -5,18 +5,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from lucavirus import memory
 from lucavirus.compute import Compute
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import Ranks
+from lucavirus.handover import AHEAD, Handover
 from lucavirus.masking import EVALUATION_EPOCH
 from lucavirus.packing import Fill, make_pack, make_parcel
 from lucavirus.packs import Pack, Sample
@@ -29,7 +29,7 @@ _EVALUATION_POOL = 512
 
 
 @dataclass(frozen=True)
-class Batches(TorchDataset[Parcel]):
+class Batches:
     """The packs of one rank, by update: item u depends on nothing but u.
 
     With `equal_packs` every rank has the same number of packs in an update; some may be empty.
@@ -81,16 +81,19 @@ def _fill(run: Run, capacity: int) -> Fill:
 
 
 def updates(batches: Batches, first: int, last: int, device: torch.device) -> Generator[list[Pack], None, None]:
-    """The packs of updates first..last-1, in order, prepared by `worker_num` processes; pinned for a GPU."""
+    """The packs of updates first..last-1, in order, made ahead by `worker_num` processes; here where that is 0."""
     workers = batches.run.worker_num
-    options: dict[str, Any] = {"pin_memory": device.type == "cuda"}
-    if workers:
-        options |= {"prefetch_factor": 4, "worker_init_fn": _begin, "multiprocessing_context": "fork"}
+    if not workers:
+        for update in range(first, last):
+            yield batches[update].open(device)
+        return
+    handover = Handover(batches, workers)
     loader = DataLoader(
-        batches, batch_size=None, sampler=range(first, last), num_workers=workers, **options
+        handover, batch_size=None, sampler=range(first, last), num_workers=workers, prefetch_factor=AHEAD,
+        worker_init_fn=_begin, multiprocessing_context="fork",
     )  # fmt: skip
-    for parcel in loader:
-        yield parcel.open(device)
+    for handed in loader:
+        yield handover.take(handed, pinned=device.type == "cuda").open(device)
 
 
 def _begin(_: int) -> None:

@@ -1,4 +1,4 @@
-"""The packs of an update as one buffer: one piece of shared memory from a worker, one copy to a GPU."""
+"""The packs of an update as one buffer: one piece of memory from a worker, one copy to a GPU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 class Parcel:
     """Packs whose tensors lie in `buffer`, uint8, column by column; `offsets` and `samples` are those of each pack.
 
-    A tensor by itself would take a file descriptor on its way from a worker, and a pack has dozens.
+    A tensor by itself would take memory and a copy of its own on its way, and a pack has dozens.
     """
 
     buffer: Tensor
@@ -70,10 +70,6 @@ class Parcel:
         for place, column in zip(places, columns.values(), strict=True):
             array[place.start : place.end] = column.rows.reshape(-1).view(np.uint8)
         return cls(buffer, places, offsets, samples)
-
-    def pin_memory(self) -> Self:
-        """Copy to pinned memory; the data loader calls it by this name."""
-        return type(self)(self.buffer.pin_memory(), self.places, self.offsets, self.samples)
 
     def open(self, device: torch.device) -> list[Pack]:
         """The packs, on a device."""

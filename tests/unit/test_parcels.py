@@ -1,10 +1,13 @@
-"""Packs on their way from a worker: one buffer, the same packs, no file for each tensor."""
+"""Packs on their way from a worker: one buffer, the same packs, memory that is used again, no file for each tensor."""
 
 from __future__ import annotations
 
 import os
 import resource
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from lucavirus.dataset import classes_of
+from lucavirus.handover import AHEAD, Handed, Handover
 from lucavirus.loader import Batches, updates
 from lucavirus.packing import make_parcel
 from lucavirus.packs import Pack, Sample
@@ -92,3 +96,37 @@ def test_a_worker_needs_few_files(batches: Batches) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert [_content(packs) for packs in received] == [_content(batches.packs(update)) for update in range(20)]
+
+
+def test_packs_do_not_change_while_their_memory_is_used_again(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers run as far ahead as they may, because the receiver is slow to copy; every pack is kept to the end."""
+    taking = Handover.take
+
+    def slowly(self: Handover, handed: Handed | Parcel, *, pinned: bool) -> Parcel:
+        time.sleep(0.05)
+        return taking(self, handed, pinned=pinned)
+
+    monkeypatch.setattr(Handover, "take", slowly)
+    some = replace(batches, run=batches.run.model_copy(update={"worker_num": 2}))
+    received = list(updates(some, 3, 27, CPU))
+    assert [_content(packs) for packs in received] == [_content(batches.packs(update)) for update in range(3, 27)]
+
+
+def test_a_parcel_larger_than_its_slot_arrives(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = sorted(len(batches[update].buffer) for update in range(8))
+    monkeypatch.setattr("lucavirus.handover._ROOM", sizes[4])  # some fit, some do not
+    received = list(updates(batches, 0, 8, CPU))
+    assert [_content(packs) for packs in received] == [_content(batches.packs(update)) for update in range(8)]
+
+
+def test_a_slot_that_was_used_again_too_early_is_noticed(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucavirus.handover.get_worker_info", lambda: SimpleNamespace(id=0))
+    handover = Handover(batches, 1)
+    first, *_ = handed = [handover[update] for update in range(AHEAD + 1)]
+    assert _content(handover.take(first, pinned=False).open(CPU)) == _content(batches.packs(0))
+    handover[AHEAD + 1]
+    assert _content(handover.take(handed[1], pinned=False).open(CPU)) == _content(batches.packs(1))
+    with pytest.raises(AssertionError, match="used again too early"):
+        handover.take(first, pinned=False)
