@@ -92,10 +92,8 @@ def _stand_in(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:
     stand_in = StandIn(model, run, run.tasks)
 
     def packs(update: int) -> list[Pack]:
-        return [
-            make_pack([prepared.train.sample(int(index))], run, prepared.classes, 0)
-            for index in plan.update_samples(update)
-        ]
+        samples = prepared.train.samples(plan.update_samples(update))
+        return [make_pack([sample], run, prepared.classes, 0) for sample in samples]
 
     return lambda update, packs: stand_in.step(packs), packs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,30 @@ class Dataset:
             found[here] = table.length[samples[here] - start]
         return np.minimum(found, self.body_length) + 2
 
-    def sample(self, index: int) -> Sample:
-        """Read one sample."""
-        shard, row, tasks, molecule = self._find(index)
-        labels = {task: values for task in tasks if len(values := shard.labels(row, task))}
-        return Sample(index, molecule, shard.sequence(row)[: self.body_length], labels)
+    def samples(self, indices: NDArray[np.int64]) -> list[Sample]:
+        """Read samples, in the order asked for."""
+        read = []
+        for index, (table, shard, row) in zip(indices.tolist(), self._find(indices), strict=True):
+            labels = {task: values for task in table.tasks if len(values := shard.labels(row, task))}
+            read.append(Sample(index, table.molecule, shard.sequence(row)[: self.body_length], labels))
+        return read
 
     def name(self, index: int) -> str:
         """The id of one sample, as in the input (windows: with their place)."""
-        shard, row, _, _ = self._find(index)
+        ((_, shard, row),) = self._find(np.array([index]))
         return shard.name(row)
 
-    def _find(self, index: int) -> tuple[Shard, int, list[str], int]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        table = self._tables[number]
-        place = index - int(self._starts[number])
-        return self._shard(table.shards[table.shard[place]]), int(table.row[place]), table.tasks, table.molecule
+    def _find(self, indices: NDArray[np.int64]) -> Iterator[tuple[_Table, Shard, int]]:
+        """Where each of the samples lies."""
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        shards, rows = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
+        for number, table in enumerate(self._tables):
+            here = numbers == number
+            places = indices[here] - self._starts[number]
+            shards[here], rows[here] = table.shard[places], table.row[places]
+        for number, shard, row in zip(numbers.tolist(), shards.tolist(), rows.tolist(), strict=True):
+            table = self._tables[number]
+            yield table, self._shard(table.shards[shard]), row
 
 
 class _Table:

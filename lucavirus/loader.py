@@ -19,7 +19,7 @@ from lucavirus.distributed import Ranks
 from lucavirus.handover import AHEAD, Handover
 from lucavirus.masking import EVALUATION_EPOCH
 from lucavirus.packing import Fill, make_pack, make_parcel
-from lucavirus.packs import Pack, Sample
+from lucavirus.packs import Pack
 from lucavirus.parcels import Parcel
 from lucavirus.plan import Indices, Plan, pack, sequence_costs, share
 from lucavirus.prepare import Prepared
@@ -63,17 +63,14 @@ class Batches:
         if self.equal_packs:
             most = max(len(pack(lengths[theirs], self.capacity)) for theirs in shares)
             groups = [np.empty(0, np.int64)] * (most - len(groups)) + groups
-        read = [_read(self.dataset, mine[members]) for members in groups]
+        read = self.dataset.samples(mine)
+        packed = [[read[member] for member in members.tolist()] for members in groups]
         epoch = self.plan.position(update).epoch
-        return make_parcel(read, self.run, self.classes, epoch, _fill(self.run, self.capacity))
+        return make_parcel(packed, self.run, self.classes, epoch, _fill(self.run, self.capacity))
 
     def packs(self, update: int) -> list[Pack]:
         """The packs of an update, in this process."""
         return self[update].open(torch.device("cpu"))
-
-
-def _read(dataset: Dataset, samples: Indices) -> list[Sample]:
-    return [dataset.sample(index) for index in samples.tolist()]
 
 
 def _fill(run: Run, capacity: int) -> Fill:
@@ -114,4 +111,4 @@ def evaluation_packs(dataset: Dataset, capacity: int) -> list[Indices]:
 
 def evaluation_pack(dataset: Dataset, samples: Indices, run: Run, classes: dict[str, int], capacity: int) -> Pack:
     """One pack of an evaluation, with the masks that all evaluations of the run share; `samples` may be none."""
-    return make_pack(_read(dataset, samples), run, classes, EVALUATION_EPOCH, _fill(run, capacity))
+    return make_pack(dataset.samples(samples), run, classes, EVALUATION_EPOCH, _fill(run, capacity))

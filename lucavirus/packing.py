@@ -5,7 +5,7 @@ All packs of an update are made together, their rows end to end: a call of numpy
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, Self
@@ -90,7 +90,7 @@ def make_parcel(
         if len(labelled.owners):
             found = _label_columns(labelled, classes.get(task, len(alphabet.TOKENS)), frame, fill)
             columns |= {(task, field): column for field, column in found.items()}
-    columns["", "wanted"] = _wanted_column(columns, frame, fill)
+    columns["", "wanted"] = _wanted_column(labels.values(), frame, fill)
     return Parcel.of(columns, frame.offsets, [[sample.index for sample in group] for group in groups])
 
 
@@ -171,22 +171,21 @@ def _label_columns(labelled: Labelled, vocabulary: int, frame: _Frame, fill: Fil
     }
 
 
-def _wanted_column(columns: Mapping[tuple[str, str], Column], frame: _Frame, fill: Fill | None) -> Column:
+def _wanted_column(labels: Iterable[Labelled], frame: _Frame, fill: Fill | None) -> Column:
     """The tokens at the positions of any label of each pack, and its first one; filled with its last one."""
-    chosen = [np.zeros(edges[-1], np.bool_) for edges in frame.offsets]
-    for (task, field), column in columns.items():
-        if task and field == "positions":
-            for some, size, end in zip(chosen, column.sizes, accumulate(column.sizes), strict=True):
-                some[column.rows[end - size : end]] = True
-    for some in chosen:
-        some[:1] = True
-    wanted = [np.flatnonzero(some) for some in chosen]
-    sizes = [len(tokens) for tokens in wanted]
-    filled = [fill.wanted(size) if fill else size for size in sizes]
-    longest = max((edges[-1] for edges in frame.offsets), default=0)
-    rows = np.repeat(np.array([edges[-1] - 1 for edges in frame.offsets], _narrow(longest)), filled)
-    for tokens, end, room in zip(wanted, accumulate(filled), filled, strict=True):
-        rows[end - room : end - room + len(tokens)] = tokens
+    sizes = np.array([edges[-1] for edges in frame.offsets], np.int64)
+    bounds = bounds_of(sizes)
+    chosen = np.zeros(bounds[-1], np.bool_)
+    chosen[bounds[:-1][sizes > 0]] = True
+    for owners, counts, places, _ in labels:
+        chosen[np.repeat(bounds[frame.packs[owners]] + frame.starts[owners], counts) + places] = True
+    tokens = np.flatnonzero(chosen)
+    edges = np.searchsorted(tokens, bounds)
+    tokens -= np.repeat(bounds[:-1], np.diff(edges))
+    filled = [fill.wanted(size) if fill else size for size in np.diff(edges).tolist()]
+    rows = np.repeat((sizes - 1).astype(_narrow(int(sizes.max(initial=0)))), filled)
+    for (first, last), end, room in zip(pairwise(edges.tolist()), accumulate(filled), filled, strict=True):
+        rows[end - room : end - room + last - first] = tokens[first:last]
     return Column(rows, torch.int64, filled)
 
 

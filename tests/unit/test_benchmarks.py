@@ -83,7 +83,7 @@ def test_many_sequences_are_a_training_set(tmp_path: Path) -> None:
     wanted = [rows.tokens[start:end] for start, end in zip(rows.offsets, rows.offsets[1:], strict=False)]
     genes, proteins = ([n for n in range(1000) if rows.molecule[n] == molecule] for molecule in (0, 1))
     assert (len(genes), len(proteins)) == (667, 333)
-    samples = [dataset.sample(n) for n in range(len(dataset))]
+    samples = dataset.samples(np.arange(len(dataset)))
     assert [sample.tokens.tobytes() for sample in samples] == [wanted[n] for n in genes + proteins]
     assert [dataset.name(n) for n in (0, 666, 667)] == ["000000000", "000000999", "000000002"]
     assert dataset.lengths(np.arange(1000)).tolist() == [len(sample.tokens) + 2 for sample in samples]
