@@ -10,6 +10,7 @@ import torch
 
 from lucavirus import alphabet
 from lucavirus.config import Run
+from lucavirus.errors import UserError
 from lucavirus.model import Architecture, count_parameters
 from lucavirus.packing import Fill, make_pack
 from lucavirus.packs import Pack, Sample
@@ -45,7 +46,10 @@ def cpu_capacity(architecture: Architecture) -> int:
 
 
 def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
-    """Tokens a pack of a training, the same on every rank; weights stay as they are."""
+    """Tokens a pack of a training, the same on every rank; weights stay as they are.
+
+    Raises UserError, on every rank, where not even the longest sequence fits.
+    """
     run, ranks = updater.run, updater.ranks
     if run.max_tokens_per_pack != "auto":
         return run.max_tokens_per_pack
@@ -55,14 +59,34 @@ def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
     mine = -(-run.sequences_per_update // ranks.world_size) * longest
     largest = max(longest, min(_LARGEST, mine))
     if updater.compute.parallel == "fsdp":  # a rank that runs out of memory would leave the others waiting
-        return max(longest, min(largest, ranks.least(_estimate(updater))))
+        estimate = ranks.least(_estimate(updater))
+        if estimate <= 0:
+            raise _no_room(updater)
+        return max(longest, min(largest, estimate))
 
     def fits(tokens: int) -> bool:
         return ranks.least(int(_fits(updater, tokens, dict(classes)))) == 1
 
     found = largest_that_fits(fits, longest, largest)
+    if not found:
+        raise _no_room(updater)
     torch.cuda.reset_peak_memory_stats(ranks.device)  # what is logged is the training's, not the search's
     return found
+
+
+def _no_room(updater: Updater) -> UserError:
+    sharded, recomputes = updater.compute.parallel == "fsdp", updater.run.recomputation
+    ways = [
+        *([] if recomputes else ["set `recomputation: true`"]),
+        "take more GPUs" if sharded else "set `parallel: fsdp` on several GPUs",
+        "lower hidden_size, num_attention_layers or max_length",
+        "see whether another process holds the GPU (nvidia-smi)",
+    ]
+    return UserError(
+        f"the model ({count_parameters(updater.model):,} parameters) leaves no room for the longest sequence "
+        f"({updater.run.model.max_length:,} tokens) on {updater.compute.device_name}",
+        where="max_tokens_per_pack: auto", hint=f"{', or '.join(ways)}",
+    )  # fmt: skip
 
 
 def _estimate(updater: Updater) -> int:
@@ -83,16 +107,16 @@ def sharded_capacity(free: int, parameters: int, world_size: int, architecture: 
 
 
 def largest_that_fits(fits: Callable[[int], bool], smallest: int, largest: int) -> int:
-    """Nine tenths of the largest multiple of 1,024 that fits, at least `smallest` and at most `largest`."""
-    good, bad = 0, -(-largest // _STEP) + 1
-    tried = max(1, smallest // _STEP)
+    """Nine tenths of the largest multiple of 1,024 that fits, from `smallest` to `largest`; 0 where none fits."""
+    if not fits(smallest):
+        return 0
+    good, bad = smallest // _STEP, -(-largest // _STEP) + 1
     while good + 1 < bad:
+        tried = min(max(2 * good, 1), (good + bad) // 2)
         if fits(tried * _STEP):
             good = tried
         else:
             bad = tried
-        tried = min(2 * good, (good + bad) // 2) if good > 0 and 2 * good < bad else (good + bad) // 2
-        tried = max(good + 1, tried)
     return max(smallest, min(largest, int(good * _MARGIN) * _STEP))
 
 

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,9 +16,17 @@ from torch._dynamo.testing import CompileCounter
 
 from lucavirus import alphabet, linear
 from lucavirus.attention import Layout, make_layout
-from lucavirus.capacity import cpu_capacity, dearest_pack, evaluation_capacity, largest_that_fits, sharded_capacity
+from lucavirus.capacity import (
+    cpu_capacity,
+    dearest_pack,
+    evaluation_capacity,
+    largest_that_fits,
+    sharded_capacity,
+    training_capacity,
+)
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Run
+from lucavirus.errors import UserError
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.packing import Fill, make_pack
 from lucavirus.packs import IGNORED, Pack, Sample
@@ -213,7 +221,7 @@ def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.Mo
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("limit", [1023, 3074, 20_000, 65_536, 131_072])
+@pytest.mark.parametrize("limit", [3073, 3074, 4096, 20_000, 65_536, 131_072])
 def test_the_largest_pack_that_fits_is_found(limit: int) -> None:
     asked: list[int] = []
 
@@ -222,7 +230,25 @@ def test_the_largest_pack_that_fits_is_found(limit: int) -> None:
         return tokens <= limit
 
     found = largest_that_fits(fits, 3074, 131_072)
-    assert found == max(3074, int(limit // 1024 * 0.9) * 1024) and len(asked) <= 14 and len(set(asked)) == len(asked)
+    wanted = max(3074, int(limit // 1024 * 0.9) * 1024) if limit >= 3074 else 0
+    assert found == wanted and len(asked) <= 14 and len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize(("parallel", "way"), [("ddp", "set `parallel: fsdp` on several"), ("fsdp", "take more GPUs")])
+def test_a_model_without_room_for_a_sequence_is_refused(
+    parallel: Literal["ddp", "fsdp"], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updater = Updater(LucaVirus(ARCHITECTURE), RUN, make_compute(RUN, ALONE.device), 1000, ALONE)
+    updater.ranks = replace(ALONE, device=torch.device("cuda"))
+    updater.compute = replace(updater.compute, parallel=parallel)
+    monkeypatch.setattr("lucavirus.capacity._fits", lambda _, tokens, classes: tokens < RUN.model.max_length)
+    monkeypatch.setattr("lucavirus.capacity._estimate", lambda _: -1024)
+    with pytest.raises(
+        UserError, match=r"max_tokens_per_pack: auto: the model \([\d,]+ parameters\) leaves no room"
+    ) as told:
+        training_capacity(updater, CLASSES)
+    assert f"({RUN.model.max_length:,} tokens) on cpu" in str(told.value) and way in str(told.value)
+    assert "set `recomputation: true`, or" in str(told.value)
 
 
 def test_the_packs_of_sharded_models_leave_room_for_what_is_not_sharded() -> None:
