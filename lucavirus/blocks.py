@@ -16,6 +16,7 @@ from io import BufferedReader
 from typing import BinaryIO
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from lucavirus.errors import UserError
@@ -142,7 +143,7 @@ def line_of(file: str, offset: int) -> str:
 def _failures_told(file: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, isal_zlib.error) as error:  # type: ignore[misc]
         hint = "check its path and rights; a .gz that is cut short or damaged must be copied again (`gzip -t` tells)"
         raise UserError(f"cannot be read ({error})", where=file, hint=hint) from None
 
@@ -155,10 +156,10 @@ def _chunks(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _unpacked(stream: BinaryIO) -> Iterator[bytes]:
-    """The bytes of a gzip file, its members one after the other; zlib works without the interpreter's lock."""
+    """The bytes of a gzip file, its members one after the other; ISA-L works without the interpreter's lock."""
     packed = stream.read(PACKED)
     while packed:
-        member = zlib.decompressobj(GZIP)
+        member = isal_zlib.decompressobj(GZIP)
         while not member.eof:
             unpacked = member.decompress(packed, UNPACKED)
             if unpacked:
