@@ -85,7 +85,7 @@ def _no_room(updater: Updater) -> UserError:
     return UserError(
         f"the model ({count_parameters(updater.model):,} parameters) leaves no room for the longest sequence "
         f"({updater.run.model.max_length:,} tokens) on {updater.compute.device_name}",
-        where="max_tokens_per_pack: auto", hint=f"{', or '.join(ways)}",
+        where="max_tokens_per_pack: auto", hint=", or ".join(ways),
     )  # fmt: skip
 
 
