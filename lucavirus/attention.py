@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
 
 from lucavirus.errors import UserError
 
@@ -70,6 +69,9 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> s
         return PLAIN
     if torch.cuda.get_device_capability(device)[0] != 9 or find_spec(_FLASH_ATTENTION_3) is None:
         return "FlashAttention 2"
+    # Here: a prototype of torch's, of no use to most processes.
+    from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
+
     try:
         if current_flash_attention_impl() != "FA3":
             activate_flash_attention_impl("FA3")
