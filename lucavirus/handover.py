@@ -6,8 +6,8 @@ torch's own way, new shared memory for each parcel with a file descriptor to pas
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,6 @@ AHEAD = 4
 _SLOTS = AHEAD + 1
 # Bytes of a slot, ten times the full-size recipe's parcels. A larger parcel goes torch's way.
 _ROOM = 4 * 2**20
-
-
-class Source(Protocol):
-    """What makes the parcel of an update."""
-
-    def __getitem__(self, update: int) -> Parcel: ...
 
 
 @dataclass(frozen=True)
@@ -42,13 +36,13 @@ class Handed:
 
 
 class Handover(Dataset[Handed | Parcel]):
-    """The parcels of a source, made by forked workers of a DataLoader whose `prefetch_factor` is AHEAD.
+    """What `make` makes of each update, in forked workers of a DataLoader whose `prefetch_factor` is AHEAD.
 
     Item u is the parcel of update u; the receiver must `take` each item before it asks for the next one.
     """
 
-    def __init__(self, source: Source, workers: int) -> None:
-        self._source = source
+    def __init__(self, make: Callable[[int], Parcel], workers: int) -> None:
+        self._make = make
         # Anonymous: it has no name to clean up and is not part of /dev/shm, which containers keep small.
         memory = np.frombuffer(mmap.mmap(-1, workers * _SLOTS * _ROOM), np.uint8)
         self._slots = memory.reshape(workers, _SLOTS, _ROOM)
@@ -57,7 +51,7 @@ class Handover(Dataset[Handed | Parcel]):
         self._made = 0  # by this worker
 
     def __getitem__(self, update: int) -> Handed | Parcel:
-        parcel = self._source[update]
+        parcel = self._make(update)
         size = len(parcel.buffer)
         if size > _ROOM:
             return parcel
@@ -69,12 +63,11 @@ class Handover(Dataset[Handed | Parcel]):
         self._slots[worker, slot, :size] = parcel.buffer.numpy()
         return Handed(update, worker, slot, size, parcel.places, parcel.offsets, parcel.samples)
 
-    def take(self, handed: Handed | Parcel, *, pinned: bool) -> Parcel:
-        """The parcel, its buffer copied from the slot, to pinned memory for a GPU."""
+    def take(self, handed: Handed | Parcel) -> Parcel:
+        """The parcel, its buffer copied from the slot."""
         if isinstance(handed, Parcel):
             return handed
-        buffer = torch.empty(handed.size, dtype=torch.uint8, pin_memory=pinned)
-        buffer.numpy()[:] = self._slots[handed.worker, handed.slot, : handed.size]
+        buffer = torch.from_numpy(self._slots[handed.worker, handed.slot, : handed.size].copy())
         # Else the worker was more than AHEAD ahead, and the copy may hold two parcels' bytes.
         assert self._owners[handed.worker, handed.slot] == handed.update, "a slot was used again too early"
         return Parcel(buffer, handed.places, handed.offsets, handed.samples)

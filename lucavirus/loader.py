@@ -84,13 +84,13 @@ def updates(batches: Batches, first: int, last: int, device: torch.device) -> Ge
         for update in range(first, last):
             yield batches[update].open(device)
         return
-    handover = Handover(batches, workers)
+    handover = Handover(batches.__getitem__, workers)
     loader = DataLoader(
         handover, batch_size=None, sampler=range(first, last), num_workers=workers, prefetch_factor=AHEAD,
         worker_init_fn=_begin, multiprocessing_context="fork",
     )  # fmt: skip
     for handed in loader:
-        yield handover.take(handed, pinned=device.type == "cuda").open(device)
+        yield handover.take(handed).open(device)
 
 
 def _begin(_: int) -> None:

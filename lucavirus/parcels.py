@@ -72,8 +72,9 @@ class Parcel:
         return cls(buffer, places, offsets, samples)
 
     def open(self, device: torch.device) -> list[Pack]:
-        """The packs, on a device."""
-        buffer = self.buffer.to(device, non_blocking=True)
+        """The packs, on a device; through pinned memory to a GPU, so that it does not wait for them."""
+        buffer = self.buffer.pin_memory() if device.type == "cuda" else self.buffer
+        buffer = buffer.to(device, non_blocking=True)
         tasks = dict[str, dict[str, Sequence[Tensor]]]()
         for place in self.places:
             column = buffer[place.start : place.end].view(place.stored).view(place.shape).to(place.dtype)

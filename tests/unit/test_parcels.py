@@ -104,9 +104,9 @@ def test_packs_do_not_change_while_their_memory_is_used_again(
     """Workers run as far ahead as they may, because the receiver is slow to copy; every pack is kept to the end."""
     taking = Handover.take
 
-    def slowly(self: Handover, handed: Handed | Parcel, *, pinned: bool) -> Parcel:
+    def slowly(self: Handover, handed: Handed | Parcel) -> Parcel:
         time.sleep(0.05)
-        return taking(self, handed, pinned=pinned)
+        return taking(self, handed)
 
     monkeypatch.setattr(Handover, "take", slowly)
     some = replace(batches, run=batches.run.model_copy(update={"worker_num": 2}))
@@ -123,10 +123,10 @@ def test_a_parcel_larger_than_its_slot_arrives(batches: Batches, monkeypatch: py
 
 def test_a_slot_that_was_used_again_too_early_is_noticed(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucavirus.handover.get_worker_info", lambda: SimpleNamespace(id=0))
-    handover = Handover(batches, 1)
-    first, *_ = handed = [handover[update] for update in range(AHEAD + 1)]
-    assert _content(handover.take(first, pinned=False).open(CPU)) == _content(batches.packs(0))
+    handover = Handover(batches.__getitem__, 1)
+    handed = [handover[update] for update in range(AHEAD + 1)]
+    assert _content(handover.take(handed[0]).open(CPU)) == _content(batches.packs(0))
     handover[AHEAD + 1]
-    assert _content(handover.take(handed[1], pinned=False).open(CPU)) == _content(batches.packs(1))
+    assert _content(handover.take(handed[1]).open(CPU)) == _content(batches.packs(1))
     with pytest.raises(AssertionError, match="used again too early"):
-        handover.take(first, pinned=False)
+        handover.take(handed[0])
