@@ -11,6 +11,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 from lucavirus.config_data import Frozen, Name, Source, Split, Tokenize, setting
@@ -33,6 +36,17 @@ OPERATIONAL = frozenset(
 EXTENSIBLE = frozenset({"max_epochs", "stop_after"})
 # The version of the rule that orders samples: a run that went on under another would see some twice, and some never.
 ORDER = 2
+
+
+def _told_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("must be auto, or a whole number greater than 0") from None
+
+
+# pydantic by itself tells a wrong value once for each type that it might have had.
+AutoOrCount = Annotated[PositiveInt | Literal["auto"], WrapValidator(_told_once)]
 
 
 class Model(Frozen):
@@ -81,7 +95,7 @@ class Run(Frozen):
 
     learning_rate: PositiveFloat = setting(2e-4, "peak learning rate")
     warmup_steps: NonNegativeInt = setting(32000, "steps until the peak; usually 1000 x gradient_accumulation_steps")
-    max_steps: PositiveInt | Literal["auto"] = setting(
+    max_steps: AutoOrCount = setting(
         1000000, "optimizer updates after which the learning rate would be 0; auto: computed from final_learning_rate"
     )
     final_learning_rate: NonNegativeFloat | None = setting(
@@ -133,7 +147,7 @@ class Run(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "of the computation: auto is bf16 on an A100 or newer, else fp32"
     )
-    max_tokens_per_pack: PositiveInt | Literal["auto"] = setting(
+    max_tokens_per_pack: AutoOrCount = setting(
         "auto", "tokens computed at once; bounds the memory; auto: on a GPU the most that fit, found at the start"
     )
     parallel: Literal["auto", "ddp", "fsdp"] = setting(

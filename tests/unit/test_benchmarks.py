@@ -7,13 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.many import made_up_rows, write_many
 from benchmarks.packing import filled_shape, imbalance, measure_case, padded_share
+from benchmarks.stand_in import StandIn
 from benchmarks.suite import BenchmarkFailed, figures, run_suite, table
+from lucavirus.compute import make_compute
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
+from lucavirus.model import LucaVirus
+from lucavirus.packing import make_pack
 from lucavirus.shards import Shard
+from lucavirus.state import PLACE
+from lucavirus.update import Updater
+from tests.made_up import ARCHITECTURE, CLASSES, RUN, made_samples
+from tests.tiny import ALONE
 
 GOOD = "import json, sys; print(json.dumps({'speed': [1, {'of': 2.5}], 'words': sys.argv[1:]}))"
 
@@ -89,3 +98,20 @@ def test_many_sequences_are_a_training_set(tmp_path: Path) -> None:
     assert dataset.lengths(np.arange(1000)).tolist() == [len(sample.tokens) + 2 for sample in samples]
     shard = Shard(next((tmp_path / "shards/many").glob("*.h5")))
     assert int(shard.attributes["sequences"]) == 1000
+
+
+def test_the_stand_in_computes_our_losses_and_gradients() -> None:
+    samples = made_samples(8)
+    samples[0].labels.clear()
+    del samples[1].labels["prot_keyword"]
+    run = RUN.model_copy(update={"gradient_accumulation_steps": 8})
+    model, other = LucaVirus(ARCHITECTURE, seed=5), LucaVirus(ARCHITECTURE, seed=5)
+    updater = Updater(model, run, make_compute(run, ALONE.device), 1000, ALONE)
+    statistics, norm = updater.step(1, [make_pack(samples, run, CLASSES, 0)], {})
+    loss = StandIn(other, run, run.tasks).backward([make_pack([sample], run, CLASSES, 0) for sample in samples])
+    assert loss == pytest.approx(statistics[PLACE["loss"]] / 8, rel=1e-5)
+    gradients = [parameter.grad for parameter in other.parameters()]
+    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in gradients if g is not None]).norm()), rel=1e-5)
+    for ours, theirs in zip(model.parameters(), gradients, strict=True):
+        assert ours.grad is not None and theirs is not None
+        assert torch.allclose(ours.grad, theirs, atol=1e-6, rtol=1e-4)
