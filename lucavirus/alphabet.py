@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,13 +18,15 @@ BASES: dict[str, str] = {"A": "1", "T": "2", "U": "2", "C": "3", "G": "4"}
 OTHER_BASE: int = TOKENS.index("5")
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
 
+Bytes = TypeVar("Bytes", bytes, bytearray)
+
 _BLANKS = b" \t\r\n\x0b\x0c"
 
 # Fewer letters than these say nothing about the molecule.
 _ENOUGH: dict[str, int] = {"gene": 8, "prot": 12}
 
 
-def encode(molecule: Molecule, sequence: bytes) -> bytes:
+def encode(molecule: Molecule, sequence: Bytes) -> Bytes:
     """Turn raw residues, in which line ends and blanks may stand, into token ids.
 
     Returns one byte a residue (uint8 ids, body only: no [CLS], no [SEP]); `len` of it is the length of the sequence.

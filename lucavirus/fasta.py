@@ -61,14 +61,14 @@ class _Page:
     texts: NDArray[np.int64]
     residues: NDArray[np.int64]
 
-    def text(self, *, begun: bool) -> bytes:
+    def text(self, *, begun: bool) -> bytearray:
         """The sequence texts, blanks in place of headers; that before the first of them where a record is `begun`."""
         skipped = 0 if begun else 1
         first = int(self.texts[0, skipped])
         text = bytearray(memoryview(self.block)[first : self.texts[1, -1]])
         headers = spans(self.texts[1, skipped:-1] - first, self.texts[0, skipped + 1 :] - first)
         np.frombuffer(text, np.uint8)[headers] = _BLANK
-        return bytes(text)
+        return text
 
 
 @dataclass(slots=True)
@@ -77,9 +77,9 @@ class _Rest:
 
     ids: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytearray] = field(default_factory=list)
 
-    def go_on(self, page: _Page, molecule: Molecule, tokens: bytes) -> Batch | None:
+    def go_on(self, page: _Page, molecule: Molecule, tokens: bytearray) -> Batch | None:
         """Add the next block's tokens; returns the records that are known to be whole, all but the last."""
         bounds = bounds_of(page.residues[0 if self.ids else 1 :])
         ids, offsets = self.ids + page.ids, self.offsets + page.offsets
@@ -107,7 +107,7 @@ class _Sample:
         self.file, self.molecule = file, molecule
         self.raw, self.offset, self.open = b"", -1, True
 
-    def add(self, raw: bytes, offset: int) -> None:
+    def add(self, raw: bytearray, offset: int) -> None:
         """Take the next sequence text, until it is enough; `offset` of its first record."""
         if self.open:
             self.offset = offset if self.offset < 0 else self.offset
@@ -130,7 +130,7 @@ def _batch(
     molecule: Molecule,
     ids: list[bytes],
     offsets: list[int],
-    parts: Iterable[bytes | memoryview],
+    parts: Iterable[bytearray | memoryview],
     bounds: NDArray[np.int64],
 ) -> Batch:
     empty = np.flatnonzero(bounds[1:] == bounds[:-1])

@@ -143,23 +143,33 @@ def write_arrays(
     A list of arrays becomes one dataset, without being put together in memory.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    in_parts: dict[int, list[NDArray[Any]]] = {}
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
             if isinstance(array, list):
-                _write_parts(file, name, array)
+                in_parts[_reserve(file, name, array)] = array
             else:
                 file.create_dataset(name, data=array, track_times=False)
         for name, value in attributes.items():
             file.attrs[name] = value
+    # Past HDF5, which holds the interpreter's lock while it writes: other threads go on meanwhile.
+    with temporary.open("r+b") as stream:
+        for place, parts in in_parts.items():
+            stream.seek(place)
+            stream.writelines(part.data for part in parts)
     flush(temporary)
     os.replace(temporary, path)
 
 
-def _write_parts(file: h5py.File, name: str, parts: list[NDArray[Any]]) -> None:
-    bounds = bounds_of([len(part) for part in parts]).tolist()
-    dataset = file.create_dataset(name, bounds[-1:], parts[0].dtype, track_times=False)
-    for start, end, part in zip(bounds, bounds[1:], parts, strict=False):
-        dataset[start:end] = part
+def _reserve(file: h5py.File, name: str, parts: list[NDArray[Any]]) -> int:
+    """Make a dataset for neighbouring parts, not empty, without writing it; returns its place in the file."""
+    at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    size = sum(len(part) for part in parts)
+    dataset = file.create_dataset(name, (size,), parts[0].dtype, dcpl=at_once, track_times=False)
+    place: int = dataset.id.get_offset()
+    return place
 
 
 def checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
