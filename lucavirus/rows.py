@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lucavirus.annotations import Labels, window_labels
 from lucavirus.batches import Batch, bounds_of
 from lucavirus.counters import U64
 from lucavirus.hashes import row_hashes, sequence_hashes, text_hashes
+from lucavirus.sequence_labels import Labels, window_labels
 
 AT_ONCE = 4096  # rows that are made at once: bounds the memory where a long sequence has many windows
 

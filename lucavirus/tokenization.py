@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from lucavirus import memory
 from lucavirus.alphabet import OTHER_BASE, UNK
-from lucavirus.annotations import Labels
 from lucavirus.batches import Batch, Record
 from lucavirus.blocks import Unit, plan_units
 from lucavirus.config import Settings
@@ -28,6 +27,7 @@ from lucavirus.files import replace_json
 from lucavirus.hashes import text_hashes
 from lucavirus.records import read_unit
 from lucavirus.rows import Windows, cut_sequences, cut_windows, make_rows, window_ids
+from lucavirus.sequence_labels import Labels
 from lucavirus.shards import FORMAT, VERSION, Background, ShardWriter
 from lucavirus.tasks import MOLECULES
 from lucavirus.vocabularies import SourceLabels, read_vocabularies

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lucavirus.annotations import Annotation, Labels, check_labels, close_to, parse_labels, read_annotations, read_lines
+from lucavirus.annotations import Annotation, close_to, read_annotations, read_lines
 from lucavirus.batches import Batch, Record
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
 from lucavirus.errors import UserError
 from lucavirus.fasta import scan_ids
+from lucavirus.sequence_labels import Labels, check_labels, parse_labels
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
 # Of each annotation file and molecule: the ids that its rows name, with the line of the first such row.

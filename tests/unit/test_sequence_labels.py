@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lucavirus.annotations import Labels, check_labels, parse_labels, window_labels
 from lucavirus.errors import UserError
+from lucavirus.sequence_labels import Labels, check_labels, parse_labels, window_labels
 from lucavirus.tasks import TASKS
 from tests.mistakes import mistake
 
