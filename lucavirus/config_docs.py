@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -19,6 +20,11 @@ from lucavirus.config_data import Source, Split, Tokenize
 
 FOLDER = Path(__file__).resolve().parent.parent / "config"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
+
+# The file that is always read, and the overlay with the full size.
+_SHIPPED, _FULL_SIZE = "config.yaml", "openvirus.yaml"
+# Values that are looked at in their file.
+_LONG = ("sources", "runs", "head_size", "vocabularies")
 
 # Groups as they appear in the file; model and training are shared by the runs.
 _GROUPS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -38,7 +44,7 @@ class Setting:
 
     path: tuple[str, ...]
     description: str
-    default: str
+    default: Any  # the value without any file
 
     @property
     def name(self) -> str:
@@ -55,9 +61,16 @@ def settings() -> Iterator[Setting]:
 
 
 def table() -> str:
-    """The settings as a Markdown table."""
-    rows = [f"| `{setting.name}` | {setting.default} | {setting.description} |" for setting in settings()]
-    return "\n".join(["| setting | default | meaning and unit |", "|---|---|---|", *rows, ""])
+    """The settings as a Markdown table, each with its values in the two files."""
+    shipped, full_size = (yaml.safe_load((FOLDER / name).read_text()) for name in (_SHIPPED, _FULL_SIZE))
+    rows = []
+    for setting in settings():
+        value = _value(shipped, setting.path, setting.default)
+        other = _value(full_size, setting.path, value)
+        cells = _cell(setting, value), _cell(setting, other) if other != value else "", setting.description
+        rows.append(f"| `{setting.name}` | {' | '.join(cells)} |")
+    head = f"| setting | {_SHIPPED} | {_FULL_SIZE}, where it differs | meaning and unit |"
+    return "\n".join([head, "|---|---|---|---|", *rows, ""])
 
 
 def schema() -> str:
@@ -73,15 +86,28 @@ def readme(text: str) -> str:
     return f"{before}{BEGIN}{table()}{END}{rest.split(END)[1]}"
 
 
-def _default(field: Any) -> str:
+def _default(field: Any) -> Any:
     value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "(needed)"
-    if isinstance(value, BaseModel):
+    return "(needed)" if value is PydanticUndefined else value
+
+
+def _value(raw: Any, path: tuple[str, ...], otherwise: Any) -> Any:
+    """The value of a setting in a configuration; what sources say differs from one to the other."""
+    for part in path:
+        if not isinstance(raw, Mapping) or part not in raw:
+            return otherwise
+        raw = raw[part]
+    return raw
+
+
+def _cell(setting: Setting, value: Any) -> str:
+    if isinstance(setting.default, BaseModel):  # a group: its settings have rows of their own
         return ""
-    if isinstance(value, tuple):
+    if setting.path[-1] in _LONG and value:
+        return "(see there)"
+    if isinstance(value, tuple | list):
         return f"[{', '.join(value)}]"
-    return json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def main() -> None:

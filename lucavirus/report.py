@@ -41,7 +41,7 @@ class _Read(BaseModel):
 class Record(_Read):
     """One line of metrics.jsonl."""
 
-    event: Literal["train", "dev", "test", "save"]
+    event: Literal["train", "dev", "test", "save", "skip"]
     update: int
     loss: float | None = None
     lr: float | None = None
@@ -163,8 +163,12 @@ def main_metrics(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["metric"] == wanted].reset_index(drop=True)
 
 
-def summary_page(training: Training, scores: pd.DataFrame, summary: pd.DataFrame, runs_dir: Path) -> str:
-    """The page on one run in Markdown; `scores` from `main_metrics`, `summary` the table of the data sets."""
+def summary_page(training: Training, skipped: int, scores: pd.DataFrame, summary: pd.DataFrame, runs_dir: Path) -> str:
+    """The page on one run in Markdown.
+
+    `skipped` counts the updates whose gradient was not finite, `scores` are from `main_metrics`, `summary` is the table
+    of the data sets.
+    """
     best = training.best
     end = "finished" if training.finished else "ended early"
     facts = {
@@ -180,6 +184,8 @@ def summary_page(training: Training, scores: pd.DataFrame, summary: pd.DataFrame
         "best model": f"`{runs_dir / 'model'}`",
         "last model": f"`{runs_dir / 'model' / 'last'}`",
     }
+    if skipped:
+        facts["skipped"] = f"{skipped:,} update(s) whose gradient was not finite: `non_finite.jsonl` in the work folder"
     return "\n".join(
         [
             f"# Run {training.run}\n",
@@ -241,7 +247,8 @@ def write_run_report(metrics: Path, training: Path, evaluation: Path, summary: P
             raise UserError(f"belongs to run {name}, not to {run}", where=str(path), hint="give the files of one run")
     table = metrics_table(scored)
     scores = main_metrics(table)
-    page = summary_page(trained, scores, read_table(summary, SUMMARY_COLUMNS), training.parent)
+    skipped = int((history["event"] == "skip").sum())
+    page = summary_page(trained, skipped, scores, read_table(summary, SUMMARY_COLUMNS), training.parent)
     _publish(
         out,
         {

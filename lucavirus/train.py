@@ -136,8 +136,8 @@ class Trainer:
         raise UserError(
             f"the gradient of update {at.update + 1} (step {at.step}, epoch {at.epoch}) is not finite",
             where=str(path),
-            hint="its losses and sample ids are there; lower learning_rate, or set `non_finite: skip`; a start goes "
-            "on from the newest checkpoint",
+            hint="its losses and sample ids are there; with `non_finite: skip` the same command goes on from the "
+            "newest checkpoint; a lower learning_rate makes another run of it, which begins anew",
         )
 
     def _agreed_seconds(self, seconds: float) -> float:

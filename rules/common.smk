@@ -84,8 +84,8 @@ def refuse_second_trainings() -> None:
         raise ConfigurationError(
             "\n".join(busy)
             + "\n  What to do: wait until it has left the queue (squeue --me), then type the same command "
-            "again; or end it first with scancel and its number (it saves, nothing is lost). Its log: train.log in "
-            "the work folder of the run"
+            "again; or end it first: `scancel --signal=USR1` and its number saves it and puts it back into the queue, "
+            "`scancel` and its number takes it out there. Its log: train.log in the work folder of the run"
         )
 
 

@@ -31,7 +31,8 @@ RECORDS = [
     {"event": "train", "update": 2, "loss": 2.0, "losses": {"gene_mask": 2.0, "prot_mask": None}, "lr": 0.2},
     {"event": "dev", "update": 2, "loss": 2.5, "losses": {"gene_mask": 2.5}},
     {"event": "test", "update": 2, "loss": 2.6, "losses": {"gene_mask": 2.6}, "metrics": {"gene_mask": {"f1": 1}}},
-    {"event": "save", "update": 2},
+    {"event": "skip", "update": 3, "loss": None, "losses": {}},
+    {"event": "save", "update": 3},
 ]
 SUMMARY = "molecule\tsplit\tsequences\ttokens\tmean\ngene\ttrain\t8000\t4800000\t600.25\n"
 LENGTHS = "molecule\tsplit\tfrom\tto\tsequences\ngene\ttrain\t0\t64\t8000\n"
@@ -55,7 +56,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def test_history_has_a_column_for_each_task(files: dict[str, Path]) -> None:
     history = report.read_history(files["metrics"])
-    assert list(history["event"]) == ["train", "train", "dev", "test", "save"]
+    assert list(history["event"]) == ["train", "train", "dev", "test", "skip", "save"]
     assert list(history["losses.gene_mask"][:4]) == [3.0, 2.0, 2.5, 2.6]
     assert history["losses.prot_mask"].isna().all()
     assert history["tokens_per_s"][0] == 9.0
@@ -102,12 +103,20 @@ def test_summary_page_answers_the_first_questions(files: dict[str, Path], tmp_pa
         "| time | 1 h 2 min on 2 process(es), 805 tokens/s |",
         "| best dev loss | 1.2346 nats, at update 900 |",
         f"| best model | `{tmp_path / 'mine' / 'model'}` |",
+        "| skipped | 1 update(s) whose gradient was not finite: `non_finite.jsonl` in the work folder |",
         "| task | metric | dev | dev baseline | test | test baseline |",
         "| gene_mask | accuracy | 0.5000 | 0.3000 | – | 0.2500 |",
         "| prot_keyword | average_precision | 0.8000 | – | – | – |",
         "| gene | train | 8,000 | 4,800,000 | 600.2 |",
     ):
         assert line in page.splitlines()
+
+
+def test_a_run_without_skipped_updates_does_not_speak_of_them(files: dict[str, Path], tmp_path: Path) -> None:
+    lines = files["metrics"].read_text().splitlines()
+    files["metrics"].write_text("\n".join(line for line in lines if "skip" not in line))
+    report.write_run_report(run="mine", out=tmp_path / "out", **files)
+    assert "| skipped |" not in (tmp_path / "out" / "summary.md").read_text()
 
 
 def test_data_report(tmp_path: Path) -> None:
