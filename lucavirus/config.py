@@ -155,7 +155,7 @@ class Run(Frozen):
     )
     recomputation: bool = setting(False, "compute each layer twice and keep less: a quarter slower, far less memory")
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "torch.compile of the layers; auto: on an A100 or newer, where there is gcc"
+        "auto", "torch.compile of the layers; auto: on an A100 or newer, where there is gcc, unless deterministic"
     )
     deterministic: bool = setting(
         False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them"

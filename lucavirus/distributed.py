@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +18,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lucavirus.errors import UserError
+from lucavirus.errors import Preempted, UserError
 
 # Variables of NCCL and Gloo that say which network interface they use.
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+# How long ranks wait for one another: one copies shards to its node's disk, or saves, while the others are idle. NCCL's
+# own 10 minutes would end them.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,8 @@ class Ranks:
         return int(smallest.item())
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            self.sum_(torch.zeros(1, device=self.device))
+        """Wait until every rank is here, on the CPU too: a GPU's collective by itself would only be put in a queue."""
+        self.least(0)
 
     def mine(self, count: int) -> range:
         """Which of `count` units of work this rank does."""
@@ -117,8 +120,9 @@ class Stopwatch:
 def joined(device: Literal["auto", "cpu"] = "auto", *, announce: bool = False) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, if any, and leave it at the end.
 
-    With `announce` each of several ranks first says who it is, on which host and device. Raises UserError, with the
-    host, where this rank cannot start.
+    After an error it is not left but by the end of the process: a rank that failed alone would wait for the others, who
+    wait for it, and its error would never be seen. With `announce` each of several ranks first says who it is, on which
+    host and device. Raises UserError, with the host, where this rank cannot start.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     me = f"rank {rank} of {world_size} on {_host()}"
@@ -127,11 +131,15 @@ def joined(device: Literal["auto", "cpu"] = "auto", *, announce: bool = False) -
         if announce:
             print(f"{me}: {_description(chosen)}", file=sys.stderr)
         _join(chosen, me)
+    stopped: Preempted | None = None
     try:
         yield Ranks(rank, world_size, chosen)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
+    except Preempted as stop:  # on all ranks alike
+        stopped = stop
+    if world_size > 1:
+        dist.destroy_process_group()
+    if stopped:
+        raise stopped
 
 
 def _host() -> str:
@@ -171,7 +179,7 @@ def _description(device: torch.device) -> str:
 
 def _join(device: torch.device, me: str) -> None:
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(

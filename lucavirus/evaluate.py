@@ -20,6 +20,7 @@ from lucavirus.losses import sequence_losses
 from lucavirus.metrics import Confusion, masked_token_metrics, multi_class_metrics, multi_label_metrics
 from lucavirus.model import LucaVirus
 from lucavirus.packs import TaskLabels
+from lucavirus.sharding import reshard
 from lucavirus.tasks import TASKS
 
 Progress = Callable[[int, int], None]
@@ -85,6 +86,7 @@ def evaluate_split(
         for _ in range(len(mine), -(-len(packs) // ranks.world_size)):
             with compute.autocast():
                 compute.hidden(model, nothing)
+        reshard(model)
     return _summarise(collected, run, classes, ranks)
 
 

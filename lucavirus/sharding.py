@@ -7,6 +7,7 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.model import LucaVirus
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
-def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> None:
-    """Bring a model with its weights to the devices, in place; layers are compiled where the run wants it.
+
+def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> bool:
+    """Bring a model with its weights to the devices, in place; returns whether its layers are compiled there.
 
     Each layer is a unit of its own for FSDP2; what stands around them (embeddings, heads) is gathered once a pack.
     """
@@ -28,14 +32,19 @@ def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> None:
         _shard(model, compute, ranks)
     else:
         model.to(ranks.device)
-    if _compiled(model, run, compute, ranks):
+    compiled = _compiled(model, run, compute, ranks)
+    if compiled:
         for layer in model.layers:
             layer.compile(dynamic=True)
+    return compiled
 
 
 def _compiled(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> bool:
     if run.compile != "auto":
         return run.compile == "on"
+    # The compiler divides sums by the first pack that it sees, which is another one when a run goes on.
+    if run.deterministic:
+        return False
     # Without the kernel each pack's groups of sequences would be compiled anew.
     if not has_varlen_kernel(ranks.device, compute.dtype, model.architecture.attention_head_size):
         return False
@@ -67,6 +76,15 @@ def _shard(model: LucaVirus, compute: Compute, ranks: Ranks) -> None:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision)
+
+
+def reshard(model: LucaVirus) -> None:
+    """Divide again what passes without a gradient have gathered: FSDP2 leaves whole what stands around the layers.
+
+    Until then `parameters()` would be the gathered ones, which the optimizer does not know.
+    """
+    if hasattr(model, "reshard"):
+        cast("FSDPModule", model).reshard()
 
 
 def _is_sharded(tensor: Tensor) -> bool:

@@ -104,14 +104,21 @@ def _first_state(prepared: Prepared, step: int | None, original: str | None, che
 
 
 def make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Updater:
-    """Bring the model to the devices; a size of packs that was found on such a device before is used again."""
-    compute = make_compute(prepared.run, ranks.device, choose_parallel(prepared.run, model, ranks))
-    place(model, prepared.run, compute, ranks)
-    updater = Updater(model, prepared.run, compute, state.resolved["max_steps"], ranks)
-    known = prepared.run.max_tokens_per_pack == "auto" and state.resolved.get("device") == compute.device_name
+    """Bring the model to the devices; a size of packs that was found under the same conditions is used again."""
+    run = prepared.run
+    compute = make_compute(run, ranks.device, choose_parallel(run, model, ranks))
+    compiled = place(model, run, compute, ranks)
+    updater = Updater(model, run, compute, state.resolved["max_steps"], ranks)
+    # All that a pack's memory depends on and that may change in the course of a run.
+    conditions = [
+        compute.device_name, str(compute.dtype), compute.attention, compute.parallel, ranks.world_size, compiled,
+        run.recomputation, run.deterministic, run.max_tokens_per_pack,
+    ]  # fmt: skip
+    # Ranks may differ in what they can compile, but they search together.
+    known = ranks.least(int(state.resolved.get("packs_for") == conditions))
     capacity = state.resolved["max_tokens_per_pack"] if known else training_capacity(updater, prepared.classes)
     updater.compute = compute.with_capacity(capacity)
-    state.resolved |= {"max_tokens_per_pack": capacity, "device": compute.device_name}
+    state.resolved |= {"max_tokens_per_pack": capacity, "packs_for": conditions}
     return updater
 
 

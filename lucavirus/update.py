@@ -41,7 +41,7 @@ class Updater:
         """Do update `update` (from 1) on this rank's packs; returns the statistics over all ranks, and the norm.
 
         `wishes` (stop, save) of each rank are added up too, so that ranks agree on them. Weights and moments stay as
-        they were when the norm is not finite. The only synchronisation with a GPU is the one that reads the norm.
+        they were when the norm is not finite. A GPU is waited for once, before the optimizer's step, to read both.
         """
         self._gradients.clear()
         self._forward_and_backward(packs)
@@ -50,19 +50,21 @@ class Updater:
             statistics[PLACE[wish]] = float(there)
         with self.reduce_watch:
             self._gradients.reduce()
-        norm = self._gradients.clip(self.run.max_grad_norm).item()
+        norm, found = self._gradients.clip(self.run.max_grad_norm).item(), statistics.tolist()
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(update)
             self.optimizer.step()
-        return statistics.tolist(), norm
+        return found, norm
 
     def rehearse(self, pack: Pack) -> None:
         """Compute the gradients of a pack on this rank, and forget them; only memory is touched."""
         self._gradients.clear()
         self._gradients.expect(last=False)  # nothing is reduced: a rank that runs out of memory leaves no other waiting
-        self._backward(pack.to(self.ranks.device), ())
-        self._gradients.clear()
+        try:
+            self._backward(pack.to(self.ranks.device), ())
+        finally:
+            self._gradients.clear()
 
     def _forward_and_backward(self, packs: Sequence[Pack]) -> None:
         for number, pack in enumerate(packs):

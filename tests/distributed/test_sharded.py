@@ -102,3 +102,16 @@ def test_sharded_stops_and_goes_on_exactly_and_on_one_rank(settings: Path) -> No
         for name in ("alone", "sharded")
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_sharded_training_goes_on_the_same_after_an_evaluation(settings: Path) -> None:
+    # Two short epochs: the first ends with an evaluation on dev and, for the best weights, on test.
+    tiny.change_run(settings, max_epochs=2, gradient_accumulation_steps=16, save_steps=10**6)
+    for parallel in ("ddp", "fsdp"):
+        tiny.change_run(settings, parallel=parallel)
+        tiny.train(settings, f"two-epochs-{parallel}", ranks=2)
+    replicated, sharded = (tiny.history(settings, f"two-epochs-{parallel}") for parallel in ("ddp", "fsdp"))
+    assert [event["event"] for event in sharded].index("test") < len(sharded) - 5
+    for key in ("loss", "grad_norm"):
+        curves = [[event[key] for event in events if event.get(key)] for events in (replicated, sharded)]
+        assert len(curves[0]) > 6 and curves[1] == pytest.approx(curves[0], rel=1e-4), key

@@ -278,6 +278,20 @@ def test_rehearsal_leaves_no_trace() -> None:
     assert updater.step(1, made_packs(), {}) == _update(made_packs())[:2]
 
 
+def test_a_rehearsal_without_memory_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LucaVirus(ARCHITECTURE, seed=5)
+    updater = Updater(model, RUN, make_compute(RUN, torch.device("cpu")), 1000, ALONE)
+
+    def fail(layer: torch.nn.Module, gradient: Any) -> None:
+        assert any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+        raise torch.OutOfMemoryError
+
+    model.layers[1].register_full_backward_pre_hook(fail)  # the heads' gradients are there by then
+    with pytest.raises(torch.OutOfMemoryError):
+        updater.rehearse(dearest_pack(1000, RUN, CLASSES))
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
 def test_a_rehearsal_needs_no_other_rank() -> None:
     # There is no process group: any collective of this rank of two would raise.
     updater = Updater(LucaVirus(ARCHITECTURE), RUN, make_compute(RUN, ALONE.device), 1000, replace(ALONE, world_size=2))

@@ -57,7 +57,17 @@ def test_where_layers_are_compiled(
     monkeypatch.setattr(LucaVirus, "to", lambda self, device: self)
     model, run = LucaVirus(Architecture(16, 2, 2, 34, {})), tiny.RUN.model_copy(update={"compile": compile_})
     there = torch.device(device)
-    place(model, run, Compute(there, dtype, 34, 34), Ranks(3, 4, there))
+    assert place(model, run, Compute(there, dtype, 34, 34), Ranks(3, 4, there)) is compiled
     assert [layer._compiled_call_impl is not None for layer in model.layers] == [compiled] * 2
     said = "warning: rank 3 does not compile its layers, and is slower: there is no C compiler (gcc or clang)"
     assert (said in capsys.readouterr().err) is (compile_ == "auto" and device == "cuda" and not gcc)
+
+
+@pytest.mark.parametrize(("compile_", "compiled"), [("auto", False), ("on", True)])
+def test_what_must_be_equal_to_the_bit_is_not_compiled_by_itself(
+    compile_: str, compiled: bool, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LucaVirus, "to", lambda self, device: self)
+    run = tiny.RUN.model_copy(update={"compile": compile_, "deterministic": True})
+    there, model = torch.device("cuda"), LucaVirus(Architecture(16, 2, 2, 34, {}))
+    assert place(model, run, Compute(there, torch.bfloat16, 34, 34), Ranks(0, 1, there)) is compiled

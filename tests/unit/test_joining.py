@@ -1,0 +1,66 @@
+"""Joining the other ranks, leaving them, and what is decided together with them; without any process group."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from lucavirus import start
+from lucavirus.distributed import joined
+from lucavirus.errors import Preempted, UserError
+from lucavirus.model import LucaVirus
+from lucavirus.state import State
+from lucavirus.update import Updater
+from tests.made_up import ARCHITECTURE, CLASSES, RUN
+from tests.tiny import ALONE
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is done with the process group, for rank 1 of 2."""
+    done: list[Any] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: done.append((backend, timeout)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("left"))
+    return done
+
+
+def test_ranks_wait_longer_for_one_another_than_by_default(group: list[Any]) -> None:
+    with joined("cpu") as ranks:
+        assert (ranks.rank, ranks.world_size) == (1, 2)
+    assert group == [("gloo", timedelta(hours=1)), "left"]
+
+
+@pytest.mark.parametrize(("error", "left"), [(Preempted, True), (UserError, False), (RuntimeError, False)])
+def test_a_rank_that_failed_alone_does_not_wait_for_the_others(
+    group: list[Any], error: type[Exception], left: bool
+) -> None:
+    with pytest.raises(error, match="why"), joined("cpu"):
+        raise error("why")
+    assert ("left" in group) is left
+
+
+def test_the_size_of_packs_is_found_again_where_memory_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[Updater] = []
+
+    def search(updater: Updater, classes: object) -> int:
+        searched.append(updater)
+        return 1000 + len(searched)
+
+    def found(state: State, compiled: bool = False, **changes: Any) -> int:
+        monkeypatch.setattr(start, "place", lambda *_: compiled)
+        prepared: Any = SimpleNamespace(run=RUN.model_copy(update=changes), classes=CLASSES)
+        return start.make_updater(prepared, LucaVirus(ARCHITECTURE), state, ALONE).compute.capacity
+
+    monkeypatch.setattr(start, "training_capacity", search)
+    state = State(resolved={"max_steps": 10})
+    assert [found(state), found(state)] == [1001, 1001]
+    assert [found(state, compiled=True), found(state, compiled=True)] == [1002, 1002]
+    assert found(state, compiled=True, recomputation=True) == 1003
+    assert found(state, compiled=True, recomputation=True, precision="bf16") == 1004
+    assert [found(state, max_tokens_per_pack=64), found(state), found(state)] == [1005, 1006, 1006]
