@@ -38,6 +38,8 @@ GENE_TYPES: dict[str, str] = {
 }
 GFF3_TYPES: dict[str, str] = {kind: name for name, kinds in GENE_TYPES.items() for kind in kinds.split()}
 
+# GFF3 types of the row that describes a whole sequence.
+_WHOLE = ("region", "chromosome", "plasmid", "genome", "sequence_feature", "databank_entry")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -93,6 +95,9 @@ def read_lines(file: str) -> Iterator[tuple[int, str]]:
                 raise _mistake(file, number, "the line is not valid UTF-8", hint) from None
             if "\0" in text:
                 raise _mistake(file, number, "is not text", "expected plain text (UTF-8), or gzip in a file named .gz")
+            if "\r" in text:
+                hint = "save it with the line ends of Unix, for example with `tr '\\r' '\\n'`"
+                raise _mistake(file, number, "has a carriage return within a line", hint)
             yield number, text
 
 
@@ -122,9 +127,17 @@ def _read_gff3(file: str, types: Mapping[str, str | None], left_out: Counter[str
 
 
 def _circles(file: str) -> dict[str, int]:
-    """Lengths of the circular sequences; the row that says so need not come first."""
+    """Lengths of the circular sequences; the row that says so need not come first.
+
+    It is the row of the whole sequence: others (a circular RNA, say) may be circular too.
+    """
     rows = (line.split("\t") for _, line in read_lines(file) if "Is_circular=true" in line and not line.startswith("#"))
-    return {unquote(row[0]): int(row[4]) for row in rows if len(row) >= 9 and row[4].isdecimal()}
+    return {unquote(row[0]): int(row[4]) for row in rows if len(row) >= 9 and row[4].isdecimal() and _is_whole(row)}
+
+
+def _is_whole(row: list[str]) -> bool:
+    """True for the row of a whole sequence: from its first position, of such a type or with the sequence's id."""
+    return row[3].strip() == "1" and (row[2] in _WHOLE or f"ID={row[0]}" in row[8].strip().split(";"))
 
 
 def _mistake(file: str, number: int, what: str, hint: str) -> UserError:

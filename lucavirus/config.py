@@ -91,7 +91,9 @@ class Run(Frozen):
     )
     batch_size: PositiveInt = setting(1, "sequences per GPU and step")
     gradient_accumulation_steps: PositiveInt = setting(32, "steps per optimizer update (16, 32 or 64 advised)")
-    seed: NonNegativeInt = setting(1111, "seeds the weights, the order of samples and the masks")
+    seed: Annotated[NonNegativeInt, Field(lt=2**64)] = setting(
+        1111, "seeds the weights, the order of samples and the masks"
+    )
 
     learning_rate: PositiveFloat = setting(2e-4, "peak learning rate")
     warmup_steps: NonNegativeInt = setting(32000, "steps until the peak; usually 1000 x gradient_accumulation_steps")

@@ -22,7 +22,7 @@ from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json, replace_text
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.staging import staged
-from lucavirus.vocabularies import read_vocabularies
+from lucavirus.vocabularies import read_vocabularies, read_vocabulary
 from lucavirus.weights import import_weights
 
 
@@ -31,7 +31,8 @@ def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, 
     run = chosen_run(settings, name)
     with joined(run.device, announce=True) as ranks:
         model, data = load_model(model_folder).to(ranks.device), staged(data, run.stage_shards_to)
-        splits = {split: _evaluate(model, run, data, split, ranks) for split in ("dev", "test")}
+        labels = model_folder / "labels"
+        splits = {split: _evaluate(model, labels, run, data, split, ranks) for split in ("dev", "test")}
         if ranks.first:
             tasks = {split: found["tasks"] for split, found in splits.items() if found}
             losses = {split: found["loss"] for split, found in splits.items() if found}
@@ -55,11 +56,12 @@ def load_model(folder: Path) -> LucaVirus:
     return model.eval()
 
 
-def _evaluate(model: LucaVirus, run: Run, data: Path, split: str, ranks: Ranks) -> dict[str, Any] | None:
-    # The vocabularies of now, not of the time of training: a model with other heads must not be scored by them.
-    sizes = {task: len(names) for task, names in read_vocabularies(data / "vocabularies").items()}
+def _evaluate(model: LucaVirus, labels: Path, run: Run, data: Path, split: str, ranks: Ranks) -> dict[str, Any] | None:
+    # The vocabularies of now, not of the time of training: a model of other classes must not be scored by them.
+    names = read_vocabularies(data / "vocabularies")
+    sizes = {task: len(found) for task, found in names.items()}
     classes = {task: classes for task, (_, classes) in model.architecture.heads.items()}
-    changed = [task for task, size in classes.items() if sizes[task] != size]
+    changed = [task for task in classes if names[task] != read_vocabulary(labels / f"{task}.txt")]
     if changed:
         raise UserError(f"the label vocabularies of {', '.join(changed)} have changed since the model was trained",
                         hint="train the run again under a new name, or bring the old labels back")  # fmt: skip

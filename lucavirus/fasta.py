@@ -17,6 +17,7 @@ from lucavirus.tasks import MOLECULES, Molecule
 KIND_SAMPLE = 10_000  # bytes of sequences by which the kind of a FASTA is judged
 
 _NEWLINE, _HEADER, _BLANK = b"\n> "
+_KIND_HINT = "write `kind: {}` for the source of this file, or give it the right file"
 
 
 def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
@@ -24,16 +25,16 @@ def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
 
     Raises UserError on a file or record that is broken, and where the first letters are those of the other molecule.
     """
-    rest, sample = _Rest(), _Sample(unit.file, molecule)
+    rest, letters = _Rest(), LettersCheck(unit.file, molecule, "the source says `kind: {}`", _KIND_HINT)
     for page in _pages(unit):
         raw = page.text(begun=bool(rest.ids))
         if not raw.isascii() or b">" in raw:
             raise _bad_residue(page, rest)
-        sample.add(raw, [*rest.offsets, *page.offsets][0])
+        letters.add(raw, [*rest.offsets, *page.offsets][0])
         batch = rest.go_on(page, molecule, alphabet.encode(molecule, raw))
         if batch:
             yield batch
-    sample.judge()
+    letters.judge()
     if rest.ids:
         yield rest.finish(unit.file, molecule)
 
@@ -100,14 +101,17 @@ class _Rest:
         return _batch(file, molecule, self.ids, self.offsets, parts, bounds_of([sum(map(len, parts))]))
 
 
-class _Sample:
-    """The first residues of a unit, by which it is judged whether the source names the right molecule."""
+class LettersCheck:
+    """Judges by the first residues of a unit whether they are those of the molecule that they are said to be.
 
-    def __init__(self, file: str, molecule: Molecule) -> None:
-        self.file, self.molecule = file, molecule
+    `says` and `hint` are the words of the error; {} is the molecule there, and the other one.
+    """
+
+    def __init__(self, file: str, molecule: Molecule, says: str, hint: str) -> None:
+        self.file, self.molecule, self.says, self.hint = file, molecule, says, hint
         self.raw, self.offset, self.open = b"", -1, True
 
-    def add(self, raw: bytearray, offset: int) -> None:
+    def add(self, raw: bytes | bytearray, offset: int) -> None:
         """Take the next sequence text, until it is enough; `offset` of its first record."""
         if self.open:
             self.offset = offset if self.offset < 0 else self.offset
@@ -119,9 +123,8 @@ class _Sample:
         """Raise UserError where the letters are those of the other molecule."""
         if self.open and alphabet.mistaken(self.molecule, self.raw):
             other, letters = ("prot", "amino acids") if self.molecule == "gene" else ("gene", "bases")
-            hint = f"write `kind: {other}` for the source of this file, or give it the right file"
-            what = f"the source says `kind: {self.molecule}`, but the letters are {letters}"
-            raise mistake(self.file, self.offset, what, hint)
+            what = f"{self.says.format(self.molecule)}, but the letters are {letters}"
+            raise mistake(self.file, self.offset, what, self.hint.format(other))
         self.open = False
 
 

@@ -49,14 +49,20 @@ def multi_class_metrics(confusion: Confusion) -> tuple[Metrics, Metrics]:
 
 
 def multi_label_metrics(scores: NDArray[np.float32], truth: NDArray[np.int8]) -> tuple[Metrics, Metrics]:
-    """Average precision and F1 (micro, at probability 0.5), and those of answering each class with its frequency.
+    """Average precision and F1 (micro, at probability 0.5), and those of the best constant answers.
 
-    `scores` (n, K) are probabilities, `truth` (n, K) 0, 1, or -100 for ignored.
+    `scores` (n, K) are probabilities, `truth` (n, K) 0, 1, or -100 for ignored. For the average precision each class is
+    answered with its frequency; for F1 the most frequent classes are, as many as are best.
     """
     known = truth >= 0
-    frequencies = np.where(known, truth, 0).sum(0) / np.maximum(known.sum(0), 1)
+    present, asked = np.where(known, truth, 0).sum(0), known.sum(0)
+    frequencies = present / np.maximum(asked, 1)
     constant = np.broadcast_to(frequencies, scores.shape)
-    return _retrieval(scores[known], truth[known]), _retrieval(constant[known], truth[known])
+    order = np.argsort(-frequencies, kind="stable")
+    found, answered = np.cumsum(present[order]), np.cumsum(asked[order])
+    baseline = _retrieval(constant[known], truth[known])
+    baseline["f1"] = float((2 * found / np.maximum(answered + present.sum(), 1)).max())
+    return _retrieval(scores[known], truth[known]), baseline
 
 
 def _accuracy(confusion: Confusion) -> float:

@@ -10,10 +10,11 @@ from lucavirus import alphabet
 from lucavirus.batches import Batch, Record, to_batch
 from lucavirus.blocks import Unit, check_text, decoded, mistake, read_blocks
 from lucavirus.errors import UserError
-from lucavirus.fasta import read_fasta
+from lucavirus.fasta import LettersCheck, read_fasta
 from lucavirus.tasks import MOLECULES, Molecule
 
 CSV_COLUMNS = ("obj_id", "obj_type", "obj_seq", "obj_label")
+_TYPE_HINT = "obj_type of such rows must be {}, or the sequences are not those that were meant"
 GATHERED = 1 << 20  # tokens of CSV rows that make a batch
 
 
@@ -31,9 +32,12 @@ def read_csv(unit: Unit) -> Iterator[Record]:
     columns, body = _csv_header(unit.file)
     if unit.start == 0 and not any(line.strip() for _, line in _lines(Unit(unit.file), body)):
         raise UserError("has a header but no rows", where=unit.file, hint="take it out of `files` or fill it")
+    letters = {molecule: LettersCheck(unit.file, molecule, "obj_type says {}", _TYPE_HINT) for molecule in MOLECULES}
     for offset, line in _lines(unit, max(unit.start, body)):
         if line.strip():
-            yield _csv_record(unit.file, offset, line, columns)
+            yield _csv_record(unit.file, offset, line, columns, letters)
+    for check in letters.values():
+        check.judge()
 
 
 def _lines(unit: Unit, start: int) -> Iterator[tuple[int, bytes]]:
@@ -69,7 +73,9 @@ def _fields(file: str, offset: int, line: bytes) -> list[str]:
         raise mistake(file, offset, f"malformed row ({error})", hint) from None
 
 
-def _csv_record(file: str, offset: int, line: bytes, columns: dict[str, int]) -> Record:
+def _csv_record(
+    file: str, offset: int, line: bytes, columns: dict[str, int], letters: dict[Molecule, LettersCheck]
+) -> Record:
     fields = _fields(file, offset, line)
     if len(fields) != columns[""]:
         what = f"the row has {len(fields)} fields, the header has {columns['']}"
@@ -85,6 +91,7 @@ def _csv_record(file: str, offset: int, line: bytes, columns: dict[str, int]) ->
         hint = "residues are plain letters; look for accents, typographic dashes or blanks"
         raise mistake(file, offset, f"the sequence {name} has a character that is not ASCII", hint)
     molecule: Molecule = "gene" if kind == "gene" else "prot"
+    letters[molecule].add(sequence.encode(), offset)
     return Record(name, molecule, alphabet.encode(molecule, sequence.encode()), file, offset, labels)
 
 

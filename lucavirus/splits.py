@@ -16,6 +16,7 @@ from lucavirus import memory
 from lucavirus.config import Settings
 from lucavirus.config_data import Split
 from lucavirus.distributed import Ranks
+from lucavirus.errors import UserError
 from lucavirus.files import replace_text
 from lucavirus.shards import Shard, checksum, read_index, write_arrays
 from lucavirus.tasks import MOLECULES
@@ -42,10 +43,16 @@ def assign(parents: NDArray[np.uint64], fixed: NDArray[np.int8], split: Split) -
     return assigned
 
 
-def drop_leaks(assigned: NDArray[np.int8], contents: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Rows of dev and test whose body equals a row of train: bool (N,), true where the row must go."""
+def drop_leaks(
+    assigned: NDArray[np.int8], contents: NDArray[np.uint64], parents: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Rows of dev and test that are in train too: bool (N,), true where the row must go.
+
+    Such a row's body equals one of train, or it is a window of a sequence of which train has another: sources may be
+    cut in other ways, and one may name its split.
+    """
     train = assigned == SPLITS.index("train")
-    leaks: NDArray[np.bool_] = ~train & np.isin(contents, contents[train])
+    leaks: NDArray[np.bool_] = ~train & (np.isin(contents, contents[train]) | np.isin(parents, parents[train]))
     return leaks
 
 
@@ -113,9 +120,16 @@ class _Rows:
 
 def _read_rows(shards: Path, paths: Sequence[str], fixed: Sequence[int]) -> _Rows:
     columns: list[tuple[NDArray[Any], ...]] = []
+    vocabularies: dict[str, str] = {}
     for number, path in enumerate(paths):
         shard = Shard(shards / path)
         count = len(shard)
+        vocabularies.setdefault(shard.attributes["labels"], path)
+        if len(vocabularies) > 1:
+            raise UserError(
+                f"its class ids are of other label vocabularies than those of {next(iter(vocabularies.values()))}",
+                where=str(shards / path), hint=f"remove {shards} and run the workflow again",
+            )  # fmt: skip
         columns.append((
             np.full(count, number, np.int32), np.arange(count, dtype=np.int64),
             np.diff(shard.offsets).astype(np.int32), np.asarray(shard.molecule),
@@ -131,7 +145,7 @@ def _divide(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     mine = np.flatnonzero(rows.molecule == MOLECULES.index(molecule))
     assigned = assign(rows.parent[mine], rows.fixed[mine], split)
-    leaks = drop_leaks(assigned, rows.content[mine])
+    leaks = drop_leaks(assigned, rows.content[mine], rows.parent[mine])
     counts, lengths = [], []
     for number, name in enumerate(SPLITS):
         chosen = mine[(assigned == number) & ~leaks]

@@ -214,7 +214,7 @@ class Trainer:
         state, prepared, started = self.state, self.prepared, time.perf_counter()
         if len(prepared.dev):
             loss = self._evaluate_on("dev", prepared.dev, metrics=False)
-            if state.best is None or loss < state.best["loss"]:
+            if loss is not None and (state.best is None or loss < state.best["loss"]):
                 state.best = {"update": state.update, "step": self.plan.position(state.update).step, "loss": loss}
                 self.checkpoints.save_best(self.model, state.best)
                 if len(prepared.test):
@@ -222,10 +222,14 @@ class Trainer:
         state.evaluated = state.update
         self._window_start += time.perf_counter() - started  # the speed is that of training
 
-    def _evaluate_on(self, split: str, dataset: Dataset, *, metrics: bool) -> float:
+    def _evaluate_on(self, split: str, dataset: Dataset, *, metrics: bool) -> float | None:
+        """The loss on a split; None where none of its sequences has a label of the run's tasks."""
         result = evaluate_split(
             self.model, dataset, self.run, self.prepared.classes, self.compute, self.ranks, metrics=metrics
         )
+        if not result["tasks"]:
+            self.history.say(f"warning: no sequence of {split} has a label of the run's tasks; no loss is known there")
+            return None
         losses = {task: found["loss"] for task, found in result["tasks"].items()}
         record = self._record(split, result["loss"], losses)
         if metrics:

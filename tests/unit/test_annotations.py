@@ -94,6 +94,29 @@ def test_features_of_a_circular_genome_may_run_over_its_end(write: Write) -> Non
     assert [row[4] for row in rows(file)] == [(90, 99), (0, 4), (0, 4), (90, 99), (90, 104)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "start", "attributes", "moved"),
+    [
+        ("circRNA", 900, "ID=x;Is_circular=true", False),
+        ("circRNA", 1, "ID=x;Is_circular=true", False),
+        ("region", 900, "ID=x;Is_circular=true", False),
+        ("region", 1, "ID=g:1..1700;Is_circular=true", True),
+        ("contig", 1, "Is_circular=true;ID=g", True),
+    ],
+)
+def test_only_the_row_of_the_whole_sequence_makes_it_a_circle(
+    write: Write, kind: str, start: int, attributes: str, moved: bool
+) -> None:
+    content = f"g\t.\t{kind}\t{start}\t1700\t.\t+\t.\t{attributes}\ng\t.\tCDS\t1600\t1800\t.\t+\t0\t.\n"
+    spans = [row[4] for row in rows(write(content, "a.gff3")) if row[3] == "CDS"]
+    assert spans == ([(1599, 1699), (0, 99)] if moved else [(1599, 1799)])
+
+
+def test_line_ends_of_an_old_mac_are_refused(write: Write) -> None:
+    file = write("##gff-version 3\rg\t.\tCDS\t1\t3\t.\t+\t0\t.\r", "a.gff3")
+    assert "a.gff3:1: has a carriage return within a line" in mistake(lambda: rows(file))
+
+
 def test_the_map_of_feature_types_names_each_class_itself() -> None:
     assert list(GENE_TYPES) == ["CDS", "intron", "misc_RNA", "ncRNA", "rRNA", "regulatory", "tRNA", "tmRNA"]
     assert all(GFF3_TYPES[name] == name for name in GENE_TYPES)

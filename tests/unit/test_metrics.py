@@ -46,4 +46,13 @@ def test_multi_label() -> None:
     assert metrics["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     # Frequencies 2/3 and 1/2: three answers of the first come first, two of them right; then two of the second.
     assert baseline["average_precision"] == pytest.approx((2 * 2 / 3 + 3 / 5) / 3)
-    assert baseline["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    # The best constant answer is both classes: three of the five that are known are right, and none is missed.
+    assert baseline["f1"] == pytest.approx(2 * 3 / (2 * 3 + 2))
+
+
+def test_the_best_constant_answer_leaves_rare_classes_out() -> None:
+    truth = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 1]], np.int8)
+    _, baseline = multi_label_metrics(np.zeros((4, 3), np.float32), truth)
+    # One class: 4 / (4 + 5); two: 8 / (8 + 5); all three: 10 / (12 + 5).
+    assert baseline["f1"] == pytest.approx(8 / 13)
+    assert multi_label_metrics(np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int8))[1]["f1"] == 0

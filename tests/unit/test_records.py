@@ -218,6 +218,17 @@ def test_the_other_molecule_is_refused_with_the_setting_to_change(write: Write, 
     assert f"{name}:1: " in message
 
 
+def test_a_csv_whose_type_is_the_other_molecule_is_refused(write: Write) -> None:
+    header = b"obj_id,obj_type,obj_seq,obj_label\n"
+    bodies_of = {b"gene": b"MKNPKKKSGGFRIVNMLKRG", b"prot": b"AGTTGTTAGTCTACGTGGACCGACAAGG"}
+    for kind, body in bodies_of.items():
+        rows = b"".join(b"%s%d,%s,%s,\n" % (kind, n, kind, body) for n in range(4))
+        message = csv_mistake(write(header + rows, "a.csv"))
+        letters, other = ("amino acids", "prot") if kind == b"gene" else ("bases", "gene")
+        assert f"a.csv:2: obj_type says {kind.decode()}, but the letters are {letters}" in message
+        assert f"obj_type of such rows must be {other}" in message
+
+
 def test_the_right_molecule_is_not_refused(write: Write) -> None:
     assert len(list(read_fasta(Unit(write(PROTEINS)), "prot"))) == 2
     assert len(list(read_fasta(Unit(write(GENES)), "gene"))) == 2

@@ -43,7 +43,10 @@ def test_a_source_may_name_its_split() -> None:
 def test_rows_of_dev_and_test_that_are_in_train_go() -> None:
     assigned = np.array([0, 0, 1, 1, 2, 2, 0], np.int8)
     contents = np.array([5, 6, 5, 7, 6, 7, 5], np.uint64)
-    assert drop_leaks(assigned, contents).tolist() == [False, False, True, False, True, False, False]
+    parents = np.array([15, 16, 15, 17, 18, 19, 15], np.uint64)
+    assert drop_leaks(assigned, contents, parents).tolist() == [False, False, True, False, True, False, False]
+    parents[3] = 16  # another window of a genome that train has
+    assert drop_leaks(assigned, contents, parents).tolist() == [False, False, True, True, True, False, False]
 
 
 def test_histogram() -> None:

@@ -210,3 +210,19 @@ def test_a_data_set_is_known_by_what_it_holds(tmp_path: Path, write: Callable[[s
     assert other_gene != gene and same_prot == prot
     same_gene, other_prot = fingerprints("A", "B")
     assert same_gene == gene and other_prot != prot
+
+
+def test_shards_with_class_ids_of_other_vocabularies_are_not_put_together(
+    tmp_path: Path, write: Callable[[str, str], str]
+) -> None:
+    fastas = {name: write(f"{name}.fa", f">{name}\nMKVLAW\n") for name in "ab"}
+    sources = [{"name": name, "files": [file], "kind": "prot"} for name, file in fastas.items()]
+    for name, labels in (("a", "A\nB\n"), ("b", "B\nA\n")):
+        names = {task: write(f"{task}.txt", labels) for task in SUPERVISED}
+        settings = Settings.model_validate(
+            {"project": "p", "runs": {"full": {}}, "vocabularies": names, "sources": sources}
+        )
+        build_vocabularies(settings, tmp_path / "vocabularies")
+        tokenize_source(settings, name, tmp_path / "vocabularies", tmp_path / "shards" / name, ALONE)
+    with pytest.raises(UserError, match="of other label vocabularies than those of a/00000-000.h5"):
+        make_datasets(settings, tmp_path / "shards", tmp_path / "datasets", ALONE)
