@@ -95,10 +95,13 @@ def damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return f"no readable {_MARKER}"
     for name, wanted in sums.items():
-        if not (path / name).is_file():
+        try:
+            if _checksum(path / name) != wanted:
+                return f"{name} does not match its checksum"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if _checksum(path / name) != wanted:
-            return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lucavirus.errors import UserError
+
 PAUSE_SECONDS = 2.0
 
 
@@ -21,10 +23,11 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def claimed_gpus(count: int, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
+def claimed_gpus(count: int, say: Callable[[str], None], parent: int) -> Iterator[dict[str, str]]:
     """Hold `count` of the GPUs for a while; waits until so many are free, and yields the variable that names them.
 
-    All or none are held, so that two who wait never wait for each other. The kernel frees a dead holder's.
+    All or none are held, so that two who wait never wait for each other. The kernel frees a dead holder's. Raises
+    UserError where the process `parent`, which started this one, dies meanwhile: nobody waits for the result then.
     """
     told = False
     while True:
@@ -37,6 +40,8 @@ def claimed_gpus(count: int, say: Callable[[str], None]) -> Iterator[dict[str, s
             say(f"waits until {count} GPUs are free: only {len(mine)} are, others are held by other trainings here")
             told = True
         time.sleep(PAUSE_SECONDS)
+        if os.getppid() != parent:
+            raise UserError("Snakemake is gone; nothing was started", hint="type the same command again")
 
 
 def _hold(names: Sequence[str], count: int, held: contextlib.ExitStack) -> list[str]:

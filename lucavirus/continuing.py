@@ -54,7 +54,11 @@ def refusal(work: Path, changed: list[str]) -> UserError:
 def set_aside(work: Path, reason: str) -> Path:
     """Move all work of a run into a folder of its own below `set-aside`, with the reason; returns the folder."""
     aside = _new_folder(work, reason)
-    for name in ("checkpoints", "best", *_HISTORY):
+    for name in (
+        "best",
+        *_HISTORY,
+        "checkpoints",
+    ):  # last: while they are there, a start that is killed comes here again
         if (work / name).exists():
             os.replace(work / name, aside / name)
     return aside
@@ -76,13 +80,14 @@ def rewind(work: Path, step: int) -> str:
         raise UserError(f"cannot go back to step {step}: {problem}", where=str(work / "checkpoints"),
                         hint=f"trained_checkpoint must be one of the steps that are there: {steps}")  # fmt: skip
     aside = _new_folder(work, f"went back to step {step}")
-    (aside / "checkpoints").mkdir()
     for name in ("metrics.jsonl", "train.log"):
         if (work / name).exists():
             shutil.copyfile(work / name, aside / name)
-    for path in there:
-        if step_of(path) > step:
-            os.replace(path, aside / "checkpoints" / path.name)
+    for folder in ("best", "checkpoints"):
+        (aside / folder).mkdir()
+        for path in checkpoints(work / folder):
+            if step_of(path) > step:
+                os.replace(path, aside / folder / path.name)
     replace_json(work / _REWOUND, {"to": step, "at": time.strftime("%F %T"), "set_aside": str(aside)})
     return f"back at step {step}; later checkpoints are in {aside}"
 
@@ -93,7 +98,7 @@ def forget_rewind(work: Path) -> None:
 
 
 def _new_folder(work: Path, reason: str) -> Path:
-    number = 1 + len(list((work / "set-aside").glob("*")))
+    number = 1 + max((int(path.name) for path in (work / "set-aside").glob("[0-9]*")), default=0)
     folder = work / "set-aside" / f"{number:03d}"
     folder.mkdir(parents=True)
     (folder / "reason.txt").write_text(f"{time.strftime('%F %T')} {reason}\n")

@@ -30,7 +30,11 @@ def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
     Locks may not reach other nodes: the owner's Slurm job, while it lives, holds the folder as well. Waits `patience`
     seconds for an owner that may be about to end; then raises UserError with its host and pid, or its job.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        hint = "`work` may be a link: is the disk that it leads to mounted?"
+        raise UserError("cannot be made a folder", where=str(error.filename), hint=hint) from None
     with open(work / "lock", "a+") as lock:
         deadline = time.monotonic() + patience
         while owner := _owner(lock) if not _taken(lock) else _owning_job(lock):

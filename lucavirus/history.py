@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -14,6 +15,9 @@ from tqdm import tqdm
 
 from lucavirus.distributed import Ranks
 from lucavirus.plan import Position
+
+# The launcher that shows our lines may have died; a training must not, before it has saved.
+_WHOEVER_READS_IT = contextlib.suppress(OSError)
 
 
 class History:
@@ -45,7 +49,8 @@ class History:
         """A line for people: on the screen above the progress bar, and in the trainer's own log."""
         if self._first:
             self._log.write(f"{time.strftime('%F %T')} {text}\n")
-            tqdm.write(text, file=sys.stderr)
+            with _WHOEVER_READS_IT:
+                tqdm.write(text, file=sys.stderr)
 
     def event(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl, and scalars for TensorBoard at the record's update."""
@@ -69,21 +74,24 @@ class History:
     def start_bar(self, done: int, total: int) -> None:
         """Show the progress bar, counted in updates."""
         if self._first:
-            self._bar = tqdm(initial=done, total=total, unit="update", file=sys.stderr, mininterval=1.0, ncols=110)
+            with _WHOEVER_READS_IT:
+                self._bar = tqdm(initial=done, total=total, unit="update", file=sys.stderr, mininterval=1.0, ncols=110)
 
     def advance(self, loss: float, rate: float, tokens_per_s: float) -> None:
         """Move the progress bar on by one update."""
         if self._bar is not None:
             shown = f"loss {loss:.3f} lr {rate:.2e} {tokens_per_s:,.0f} tokens/s"
             self._bar.set_postfix_str(shown, refresh=False)
-            self._bar.update()
+            with _WHOEVER_READS_IT:
+                self._bar.update()
 
     def close(self) -> None:
         """Flush everything to disk."""
         if not self._first:
             return
         if self._bar is not None:
-            self._bar.close()
+            with _WHOEVER_READS_IT:
+                self._bar.close()
         self._board.close()
         self.flushed_size()
         self._file.close()

@@ -64,9 +64,10 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     torchrun, it takes no time. A training whose Snakemake has died gets time to save and end. With
     `gpus` it first waits for so many GPUs of this machine that no other stage holds.
     """
+    parent = os.getppid()
     log.parent.mkdir(parents=True, exist_ok=True)
     if guard and (refusal := _refusal(guard)):
-        with log.open("ab") as log_file:
+        with log.open("ab", buffering=0) as log_file:
             Output(sys.stdout.buffer, log_file, log).say(refusal)
         return 1
     # Beside the log, because ranks on other nodes do not share /tmp.
@@ -76,11 +77,11 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     job = slurm.own_job() if "LUCAVIRUS_OWN_JOB" in os.environ else ""
     restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, job)
     with contextlib.ExitStack() as held:
-        output = Output(sys.stdout.buffer, held.enter_context(log.open("ab")), errors)
-        chosen = held.enter_context(claimed_gpus(gpus, output.say))
+        output = Output(sys.stdout.buffer, held.enter_context(log.open("ab", buffering=0)), errors)
+        chosen = held.enter_context(claimed_gpus(gpus, output.say, parent))
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)
-        watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON)
+        watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent)
         if not _follow(child, watch, output, TimeLimit(job if guard else "")):
             restarts.follow_up(Ending.TIME_IS_OVER, output.say)
             _end_leftovers()
@@ -186,13 +187,19 @@ def _stdout(child: subprocess.Popen[bytes]) -> IO[bytes]:
 class Watch:
     """Passes signals on to the child, and stops it when Snakemake has died (the rules `exec` the launcher)."""
 
-    def __init__(self, child: subprocess.Popen[bytes], passed_on: Mapping[signal.Signals, signal.Signals]) -> None:
-        """Take over the signals of this process; `passed_on` says which signal the child gets for each."""
-        self.child, self.passed_on = child, passed_on
+    def __init__(
+        self, child: subprocess.Popen[bytes], passed_on: Mapping[signal.Signals, signal.Signals], parent: int
+    ) -> None:
+        """Take over the signals of this process; `passed_on` says which signal the child gets for each.
+
+        `parent` is the process that started this one.
+        """
+        self.child, self.passed_on, self.parent = child, passed_on, parent
         self.stopped = self.told_to_end = False
-        self.parent = os.getppid()
         for number in passed_on:
-            signal.signal(number, self._forward)
+            # Whoever typed nohup wants the training to outlive the terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._forward)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True

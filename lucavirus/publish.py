@@ -39,4 +39,5 @@ def publish_model(best: Path, last: Path, architecture: Architecture, vocabulari
 def publish_history(work: Path, out: Path) -> None:
     """Copy metrics.jsonl and the TensorBoard events of a run from its work folder."""
     replace_text(out / "metrics.jsonl", (work / "metrics.jsonl").read_text())
-    shutil.copytree(work / "tensorboard", out / "tensorboard", dirs_exist_ok=True)
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)  # of the run before a restart
+    shutil.copytree(work / "tensorboard", out / "tensorboard")

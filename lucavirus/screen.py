@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +15,8 @@ NOISE = re.compile(rb"(\[rank\d+\]: ?)?([WE]\d{4} \d\d:\d\d:\d\d|Traceback \(mos
 class Output:
     """The command's output: raw on the terminal, finished lines in the log, without torchrun's noise on a UserError."""
 
-    def __init__(self, terminal: BinaryIO, log: BinaryIO, errors: Path) -> None:
-        """Write to both; `errors` has text as soon as a process has reported a UserError."""
+    def __init__(self, terminal: BinaryIO, log: RawIOBase, errors: Path) -> None:
+        """Write to both; `log` is not buffered, and `errors` has text as soon as a process has reported a UserError."""
         self.terminal, self.log, self.errors = terminal, log, errors
         self.line = b""
         self.shown = 0
@@ -71,8 +72,8 @@ class Output:
         self._record(line)
 
     def _record(self, line: bytes) -> None:
-        self.log.write(_last_state(line))
-        self.log.flush()
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            self.log.write(_last_state(line))
 
     def _show(self, data: bytes) -> None:
         # The terminal may be gone; the training must not die of it.

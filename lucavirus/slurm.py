@@ -82,7 +82,10 @@ def parse_trainings(answer: str, run: str, folder: Path) -> list[Job]:
     """The jobs that train `run`, from lines `id|state|nodes|comment|folder`; Snakemake's comments name rule and run."""
     jobs = []
     for line in answer.splitlines():
-        number, state, nodes, comment, at = line.strip().split("|", 4)
+        fields = line.strip().split("|", 4)
+        if len(fields) < 5:  # a comment of somebody's with a line break in it
+            continue
+        number, state, nodes, comment, at = fields
         if comment == f"rule_train_wildcards_{run}" and Path(at) == folder:
             jobs.append(Job(number, state, nodes))
     return jobs

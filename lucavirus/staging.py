@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,24 +12,39 @@ import tempfile
 from pathlib import Path
 
 from lucavirus.errors import UserError
+from lucavirus.files import flush, replace_json
+
+_NOT_COPIED = ("datasets", "vocabularies")
+_SIZES, _UNFINISHED = "sizes.json", ".unfinished-"
 
 
 def staged(data: Path, target: str | None) -> Path:
     """A folder to read a project's data from: `data` itself, or one below `target` whose shards are copies.
 
     `target` may hold variables of the node, such as $TMPDIR. A copy is named by the shards' contents: other trainings
-    and later ones take it as it is. Raises UserError where a variable is not set, or the disk is too small.
+    and later ones take it as it is, while it is whole. Data sets and vocabularies stay the project's own. Raises
+    UserError where a variable is not set, or the disk is too small.
     """
     if target is None:
         return data
     base = Path(_expanded(target))
-    folder = base / f"lucavirus-{_identity(data / 'shards')}"
+    copy = base / f"lucavirus-{_identity(data / 'shards')}"
     base.mkdir(parents=True, exist_ok=True)
     with open(base / ".lucavirus.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one copies, the others of this node wait
-        if not folder.exists():
-            _copy(data, folder)
-    return folder
+        if not _is_whole(copy):
+            _copy(data / "shards", copy)
+        return _view(data.resolve(), copy)
+
+
+def _view(data: Path, copy: Path) -> Path:
+    """A folder with the copied shards and links to what else is read of this project's data."""
+    view = copy / f"for-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+    view.mkdir(exist_ok=True)
+    for name, target in (("shards", copy / "shards"), *((name, data / name) for name in _NOT_COPIED)):
+        if not (view / name).is_symlink():
+            (view / name).symlink_to(target)
+    return view
 
 
 def _expanded(target: str) -> str:
@@ -48,23 +64,39 @@ def _identity(shards: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _copy(data: Path, folder: Path) -> None:
-    size = sum(file.stat().st_size for file in (data / "shards").rglob("*") if file.is_file())
-    free = shutil.disk_usage(folder.parent).free
+def _is_whole(copy: Path) -> bool:
+    """True where every file of a copy is there; cleaners of temporary folders remove single ones."""
+    try:
+        sizes: dict[str, int] = json.loads((copy / _SIZES).read_text())
+        return all((copy / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _copy(shards: Path, copy: Path) -> None:
+    for leftover in copy.parent.glob(f"{_UNFINISHED}*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(leftover)
+    size = sum(file.stat().st_size for file in shards.rglob("*") if file.is_file())
+    free = shutil.disk_usage(copy.parent).free
     if size > free:
         raise UserError(
             f"the shards have {size / 2**30:.1f} GiB; {os.uname().nodename} has {free / 2**30:.1f} GiB free in "
-            f"{folder.parent}",
+            f"{copy.parent}",
             where="stage_shards_to",
             hint="make room there, name another folder, or leave the setting out: shards are then read where they are",
         )
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=copy.parent))
     try:
-        shutil.copytree(data / "shards", unfinished / "shards")
-        for entry in data.iterdir():
-            if entry.name != "shards":
-                (unfinished / entry.name).symlink_to(entry.resolve())
-        unfinished.rename(folder)
+        shutil.copytree(shards, unfinished / "shards")
+        files = [path for path in unfinished.rglob("*") if path.is_file()]
+        for path in files:
+            flush(path)
+        sizes = {str(path.relative_to(unfinished)): path.stat().st_size for path in files}
+        replace_json(unfinished / _SIZES, sizes)
+        if copy.exists():  # no longer whole; who reads it keeps what is open
+            copy.rename(unfinished / "damaged")
+        unfinished.rename(copy)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    shutil.rmtree(copy / "damaged", ignore_errors=True)

@@ -154,7 +154,8 @@ class Checkpoints:
         weights = 4 * sum(parameter.numel() for parameter in model.parameters())
         # A checkpoint has the weights and two moments; besides, the best weights, old and new.
         needed = 3 * weights * (keep_last + 1) + 2 * weights
-        there = sum(path.stat().st_size for path in self.work.rglob("*.safetensors"))
+        kept = [*checkpoint.checkpoints(self.folder)[:keep_last], *checkpoint.checkpoints(self.work / "best")]
+        there = sum(file.stat().st_size for path in kept for file in path.glob("*.safetensors"))
         free = shutil.disk_usage(self.work).free
         if free < needed - there:
             raise UserError(

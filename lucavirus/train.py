@@ -31,6 +31,9 @@ from lucavirus.staging import staged
 from lucavirus.start import Started, start
 from lucavirus.state import PLACE, STATISTICS, task_losses
 
+# Seconds since the newest checkpoint after which an evaluation does not begin before there is another.
+WORTH_SAVING = 60.0
+
 
 def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> None:
     """Train a run to its end, from its newest checkpoint in `work`, and publish it to `out`.
@@ -165,6 +168,9 @@ class Trainer:
             return
         epoch_ended = self.plan.position(state.update).index == 0
         if (epoch_ended or self.done) and state.evaluated != state.update:
+            # No signal is heard until it is done, and who sent one may not wait so long.
+            if self.ranks.least(int(time.monotonic() - self._last_save > WORTH_SAVING)):
+                self._save(scheduled=False)
             self._evaluate()
         if (self.done or self._at_interval(self.run.save_steps)) and state.saved != state.update:
             self._save(scheduled=True)

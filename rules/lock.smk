@@ -1,6 +1,7 @@
 # A killed Snakemake leaves its lock behind, and the next one would refuse to start. Every Snakemake that works here
 # holds a lock of the kernel too, which dies with it: when nobody else holds that, Snakemake's own lock is a dead one's.
 
+import errno
 import fcntl
 from pathlib import Path
 
@@ -18,6 +19,10 @@ def hold_kernel_lock() -> int:
             lock.unlink()
     except BlockingIOError:
         pass  # another Snakemake works here; its lock is alive
+    except OSError as error:  # a file system without locks (some mounts of Lustre and NFS): Snakemake's own must do
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return descriptor
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,3 +104,17 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
     usage.free = 50e6
     with pytest.raises(UserError, match="0.1 GB are needed for checkpoints"):
         Checkpoints(tmp_path).require_space(model, keep_last=3)
+    # What the run itself has there will be replaced; what was set aside stays.
+    for place, enough in (("set-aside/001/checkpoints/step-1", False), ("checkpoints/step-1", True)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model.safetensors").write_bytes(bytes(12 * 10**6))
+        with nullcontext() if enough else pytest.raises(UserError):
+            Checkpoints(tmp_path).require_space(model, keep_last=3)
+
+
+def test_a_disk_that_cannot_be_read_counts_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, 1, FILES, {})
+    monkeypatch.setattr(
+        "lucavirus.checkpoint._checksum", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
+    assert "cannot be read (Input/output error)" in str(damage(tmp_path / "step-1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 
 from lucavirus import claims
 from lucavirus.claims import claimed_gpus, visible_gpus
+from lucavirus.errors import UserError
 
-HOLD = "import sys; from lucavirus.claims import claimed_gpus\n"
-HOLD += "with claimed_gpus(2, print) as env: print(env['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+HOLD = "import os, sys; from lucavirus.claims import claimed_gpus\n"
+HOLD += (
+    "with claimed_gpus(2, print, os.getppid()) as env: print(env['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+)
 
 
 def never(text: str) -> None:
@@ -37,13 +41,23 @@ def test_two_never_share_and_a_dead_holder_frees_its_own(root: Path, monkeypatch
         other.kill()
         other.wait()
 
-    with claimed_gpus(2, never) as mine:
+    with claimed_gpus(2, never, os.getppid()) as mine:
         assert mine == {"CUDA_VISIBLE_DEVICES": "t2,t3"}
-    with claimed_gpus(3, end_other) as mine:
+    with claimed_gpus(3, end_other, os.getppid()) as mine:
         assert mine == {"CUDA_VISIBLE_DEVICES": "t0,t1,t2"}
     assert said == ["waits until 3 GPUs are free: only 2 are, others are held by other trainings here"]
 
 
 def test_without_gpus_nothing_changes() -> None:
-    with claimed_gpus(0, never) as mine:
+    with claimed_gpus(0, never, os.getppid()) as mine:
         assert mine == {}
+
+
+def test_who_waits_ends_with_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "t9")
+    monkeypatch.setattr(claims, "PAUSE_SECONDS", 0.01)
+    with (
+        pytest.raises(UserError, match="Snakemake is gone; nothing was started"),
+        claimed_gpus(2, print, os.getppid() + 1),
+    ):
+        pass

@@ -89,3 +89,9 @@ def test_a_job_on_another_node_holds_the_folder_where_no_lock_reaches(
         with only_owner(tmp_path):
             assert json.loads((tmp_path / "lock").read_text())["job"] == own
         assert (tmp_path / "lock").read_text() == ""
+
+
+def test_a_work_folder_on_a_disk_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "work").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match="is the disk that it leads to mounted"), only_owner(tmp_path / "work/p/r"):
+        pass

@@ -144,7 +144,7 @@ def fed(
 ) -> tuple[bytes, bytes]:
     terminal = Terminal(closed=closed)
     (tmp_path / "errors").write_text(errors)
-    with (tmp_path / "log").open("wb") as log:
+    with (tmp_path / "log").open("wb", buffering=0) as log:
         output = Output(terminal, log, tmp_path / "errors")  # type: ignore[arg-type]
         for chunk in chunks:
             output.feed(chunk)
@@ -152,9 +152,17 @@ def fed(
     return terminal.text, (tmp_path / "log").read_bytes()
 
 
+def test_a_log_on_a_full_disk_is_not_the_end(tmp_path: Path) -> None:
+    terminal = Terminal()
+    output = Output(terminal, Terminal(closed=True), tmp_path / "errors")  # type: ignore[arg-type]
+    output.feed(b"one\ntwo")
+    output.end(failed=False)
+    assert terminal.text == b"one\ntwo\n"
+
+
 def test_a_progress_bar_redraws_at_once_and_leaves_its_last_state(tmp_path: Path) -> None:
     terminal = Terminal()
-    with (tmp_path / "log").open("wb") as log:
+    with (tmp_path / "log").open("wb", buffering=0) as log:
         output = Output(terminal, log, tmp_path / "errors")  # type: ignore[arg-type]
         for chunk, shown in [(b"\r 1%", b"\r 1%"), (b"\r 2%", b"\r 1%\r 2%"), (b"5", b"\r 1%\r 2%5")]:
             output.feed(chunk)
@@ -258,6 +266,19 @@ def test_a_signal_reaches_the_child_once(start: Start, tmp_path: Path, sent: int
     process.send_signal(sent)
     assert run(process)[0] == 5
     assert (tmp_path / "got").read_text() == str(int(received))
+
+
+def test_who_typed_nohup_may_close_the_terminal(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(counting(tmp_path))
+    words = [sys.executable, str(LAUNCHER), "--log", str(tmp_path / "log"), "python", str(script)]
+    process = subprocess.Popen(["nohup", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child_pid(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(10) == 5
+    assert (tmp_path / "got").read_text() == str(int(signal.SIGUSR1))
 
 
 def test_ctrl_c_of_the_terminal_reaches_the_child_once(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_trainings_of_a_run_in_a_folder() -> None:
     assert str(found[0]) == "Slurm job 3 (RUNNING on node[1-2])"
 
 
+def test_a_comment_with_a_line_break_hides_no_training() -> None:
+    answer = "1|RUNNING|node1|first\nsecond|/a/b\n3|RUNNING|node2|rule_train_wildcards_full|/a/b"
+    assert parse_trainings(answer, "full", Path("/a/b")) == [Job("3", "RUNNING", "node2")]
+
+
 def test_a_port_that_is_taken_is_passed_over() -> None:
     _, port = meeting_point("12345")
     assert FIRST_PORT <= port < FIRST_PORT + PORTS

@@ -30,7 +30,7 @@ def test_without_the_setting_data_are_read_where_they_are(data: Path) -> None:
 def test_shards_are_copied_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
     local = staged(data, "$NODE_DISK/x")
-    assert local.parent == tmp_path / "node/x"
+    assert local.parent.parent == tmp_path / "node/x"
     (data / "shards/g/part.h5").unlink()  # read from the copy
     assert (local / "shards/g/part.h5").read_text() == "tokens"
     assert (local / "datasets/train.h5").read_text() == "rows"
@@ -59,3 +59,29 @@ def test_a_variable_that_is_not_set_and_a_disk_too_small(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 3))
     with pytest.raises(UserError, match="GiB"):
         staged(data, str(tmp_path / "node"))
+
+
+def test_projects_share_shards_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other/results"
+    shutil.copytree(data, other)
+    (other / "datasets/train.h5").write_text("rows of another split")
+    mine, theirs = (staged(folder, str(tmp_path / "node")) for folder in (data, other))
+    assert (mine / "datasets/train.h5").read_text() == "rows"
+    assert (theirs / "datasets/train.h5").read_text() == "rows of another split"
+    assert (mine / "shards").resolve() == (theirs / "shards").resolve()
+    (other / "datasets/train.h5").write_text("rows of a third")
+    assert (staged(other, str(tmp_path / "node")) / "datasets/train.h5").read_text() == "rows of a third"
+
+
+@pytest.mark.parametrize("harm", ["gone", "short", "leftover"])
+def test_what_a_cleaner_or_a_killed_process_left_is_copied_again(data: Path, tmp_path: Path, harm: str) -> None:
+    node = tmp_path / "node"
+    if harm == "leftover":
+        (node / ".unfinished-abc/shards").mkdir(parents=True)
+    else:
+        part = staged(data, str(node)) / "shards/g/part.h5"
+        part.unlink() if harm == "gone" else part.write_text("tok")
+    local = staged(data, str(node))
+    assert (local / "shards/g/part.h5").read_text() == "tokens"
+    assert sorted(path.name for path in node.iterdir()) == [".lucavirus.lock", local.parent.name]
+    assert not (local.parent / "damaged").exists()

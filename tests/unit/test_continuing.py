@@ -1,0 +1,41 @@
+"""Work that is set aside: numbered whatever was deleted, and complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lucavirus.checkpoint import save_checkpoint
+from lucavirus.continuing import rewind, set_aside
+
+FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights")}
+
+
+def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
+    for folder in ("001", "002"):
+        assert set_aside(tmp_path, "a restart").name == folder
+    (tmp_path / "set-aside/001/reason.txt").unlink()
+    (tmp_path / "set-aside/001").rmdir()
+    assert set_aside(tmp_path, "a restart").name == "003"
+
+
+def test_checkpoints_are_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "checkpoints", 1, FILES, {})
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    moved: list[str] = []
+    monkeypatch.setattr("lucavirus.continuing.os.replace", lambda source, _: moved.append(Path(source).name))
+    set_aside(tmp_path, "a restart")
+    assert moved[-1] == "checkpoints" and "metrics.jsonl" in moved
+
+
+def test_going_back_keeps_the_best_weights_of_what_is_set_aside(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path / "checkpoints", step, FILES, {})
+    for step in (1, 3):
+        save_checkpoint(tmp_path / "best", step, FILES, {})
+    rewind(tmp_path, 2)
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["step-1"]
+    aside = tmp_path / "set-aside/001"
+    assert [path.name for path in (aside / "best").iterdir()] == ["step-3"]
+    assert [path.name for path in (aside / "checkpoints").iterdir()] == ["step-3"]
