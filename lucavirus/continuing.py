@@ -54,11 +54,8 @@ def refusal(work: Path, changed: list[str]) -> UserError:
 def set_aside(work: Path, reason: str) -> Path:
     """Move all work of a run into a folder of its own below `set-aside`, with the reason; returns the folder."""
     aside = _new_folder(work, reason)
-    for name in (
-        "best",
-        *_HISTORY,
-        "checkpoints",
-    ):  # last: while they are there, a start that is killed comes here again
+    # Checkpoints last: while they are there, a start that was killed amid this comes here again.
+    for name in ("best", *_HISTORY, "checkpoints"):
         if (work / name).exists():
             os.replace(work / name, aside / name)
     return aside
