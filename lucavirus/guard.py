@@ -20,6 +20,8 @@ from lucavirus.errors import UserError
 
 # States of a job in which its processes may still be there; one that waits in the queue again has none.
 _HOLDING = ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
+# What a file system without locks answers (some mounts of Lustre and NFS).
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -60,8 +62,8 @@ def _taken(lock: IO[str]) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # a file system without locks (some mounts of Lustre and NFS): the owner's job must do
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+    except OSError as error:  # the owner's job must do
+        if error.errno not in NO_LOCKS:
             raise
     return True
 

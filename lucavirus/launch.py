@@ -78,7 +78,11 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, job)
     with contextlib.ExitStack() as held:
         output = Output(sys.stdout.buffer, held.enter_context(log.open("ab", buffering=0)), errors)
-        chosen = held.enter_context(claimed_gpus(gpus, output.say, parent))
+        try:
+            chosen = held.enter_context(claimed_gpus(gpus, output.say, parent))
+        except UserError as error:
+            output.say(f"error: {error}")
+            return 1
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)
         watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent)

@@ -60,9 +60,15 @@ def multi_label_metrics(scores: NDArray[np.float32], truth: NDArray[np.int8]) ->
     constant = np.broadcast_to(frequencies, scores.shape)
     order = np.argsort(-frequencies, kind="stable")
     found, answered = np.cumsum(present[order]), np.cumsum(asked[order])
-    baseline = _retrieval(constant[known], truth[known])
-    baseline["f1"] = float((2 * found / np.maximum(answered + present.sum(), 1)).max())
-    return _retrieval(scores[known], truth[known]), baseline
+    baseline = {
+        "average_precision": _average_precision(constant[known], truth[known]),
+        "f1": float((2 * found / np.maximum(answered + present.sum(), 1)).max()),
+    }
+    metrics = {
+        "average_precision": _average_precision(scores[known], truth[known]),
+        "f1": _f1(scores[known], truth[known]),
+    }
+    return metrics, baseline
 
 
 def _accuracy(confusion: Confusion) -> float:
@@ -82,12 +88,13 @@ def _classification(confusion: Confusion) -> Metrics:
     return {"accuracy": _accuracy(confusion), "macro_f1": float(f1), "mcc": float(mcc)}
 
 
-def _retrieval(scores: NDArray[np.floating], truth: NDArray[np.int8]) -> Metrics:
-    from sklearn.metrics import average_precision_score, f1_score
+def _average_precision(scores: NDArray[np.floating], truth: NDArray[np.int8]) -> float:
+    from sklearn.metrics import average_precision_score
 
-    if not truth.any():
-        return {"average_precision": 0.0, "f1": 0.0}
-    return {
-        "average_precision": float(average_precision_score(truth, scores)),
-        "f1": float(f1_score(truth, scores > 0.5, zero_division=0)),
-    }
+    return float(average_precision_score(truth, scores)) if truth.any() else 0.0
+
+
+def _f1(scores: NDArray[np.floating], truth: NDArray[np.int8]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, scores > 0.5, zero_division=0)) if truth.any() else 0.0

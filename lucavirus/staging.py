@@ -38,10 +38,14 @@ def staged(data: Path, target: str | None) -> Path:
 
 
 def _view(data: Path, copy: Path) -> Path:
-    """A folder with the copied shards and links to what else is read of this project's data."""
-    view = copy / f"for-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+    """A folder with links to the copied shards and to what else is read of this project's data.
+
+    It stands beside the copy, so that a copy may be made anew under trainings that read it.
+    """
+    view = copy.with_name(f"{copy.name}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}")
     view.mkdir(exist_ok=True)
-    for name, target in (("shards", copy / "shards"), *((name, data / name) for name in _NOT_COPIED)):
+    shards = Path("..", copy.name, "shards")
+    for name, target in (("shards", shards), *((name, data / name) for name in _NOT_COPIED)):
         if not (view / name).is_symlink():
             (view / name).symlink_to(target)
     return view

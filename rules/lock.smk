@@ -1,11 +1,12 @@
 # A killed Snakemake leaves its lock behind, and the next one would refuse to start. Every Snakemake that works here
 # holds a lock of the kernel too, which dies with it: when nobody else holds that, Snakemake's own lock is a dead one's.
 
-import errno
 import fcntl
 from pathlib import Path
 
 from snakemake.settings.types import ExecMode
+
+from lucavirus.guard import NO_LOCKS
 
 
 def hold_kernel_lock() -> int:
@@ -19,8 +20,8 @@ def hold_kernel_lock() -> int:
             lock.unlink()
     except BlockingIOError:
         pass  # another Snakemake works here; its lock is alive
-    except OSError as error:  # a file system without locks (some mounts of Lustre and NFS): Snakemake's own must do
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+    except OSError as error:  # Snakemake's own lock must do
+        if error.errno not in NO_LOCKS:
             raise
         return descriptor
     fcntl.flock(descriptor, fcntl.LOCK_SH)

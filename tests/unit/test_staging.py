@@ -30,7 +30,7 @@ def test_without_the_setting_data_are_read_where_they_are(data: Path) -> None:
 def test_shards_are_copied_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
     local = staged(data, "$NODE_DISK/x")
-    assert local.parent.parent == tmp_path / "node/x"
+    assert local.parent == tmp_path / "node/x"
     (data / "shards/g/part.h5").unlink()  # read from the copy
     assert (local / "shards/g/part.h5").read_text() == "tokens"
     assert (local / "datasets/train.h5").read_text() == "rows"
@@ -83,5 +83,14 @@ def test_what_a_cleaner_or_a_killed_process_left_is_copied_again(data: Path, tmp
         part.unlink() if harm == "gone" else part.write_text("tok")
     local = staged(data, str(node))
     assert (local / "shards/g/part.h5").read_text() == "tokens"
-    assert sorted(path.name for path in node.iterdir()) == [".lucavirus.lock", local.parent.name]
-    assert not (local.parent / "damaged").exists()
+    copy = (local / "shards").resolve().parent
+    assert sorted(path.name for path in node.iterdir()) == [".lucavirus.lock", copy.name, local.name]
+    assert not (copy / "damaged").exists()
+
+
+def test_the_folder_may_be_named_from_where_the_command_is_typed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = staged(data, "node")
+    assert not local.is_absolute() and (local / "shards/g/part.h5").read_text() == "tokens"
