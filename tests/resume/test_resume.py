@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -178,6 +180,30 @@ def test_skipping_is_told_and_ends_after_so_many_in_a_row(diverging: Path) -> No
     history = read_history(work / "metrics.jsonl")
     assert history[["event", "update"]].to_numpy().tolist() == [["skip", 1], ["skip", 2]]
     assert len((work / "non_finite.jsonl").read_text().splitlines()) == 3
+
+
+# The stage's script, where any checkpoint is old enough for another one before an evaluation; tells what it saves.
+CAREFUL = """
+import runpy, sys
+from lucavirus import train
+save = train.Trainer._save
+def note(self, *, scheduled):
+    print("saved", self.state.update, self.state.evaluated, scheduled)
+    save(self, scheduled=scheduled)
+train.Trainer._save, train.WORTH_SAVING = note, -1
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_saving_before_an_evaluation_leaves_no_trace(settings: Path) -> None:
+    command = [sys.executable, "-c", CAREFUL, *tiny.train_command(settings, "careful")[1:]]
+    done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    evaluated = [event["update"] for event in tiny.history(settings, "careful") if event["event"] == "dev"]
+    before = [f"saved {now} {last} False" for last, now in pairwise([0, *evaluated])]
+    assert len(before) == 2 and [line for line in done.stdout.splitlines() if line.endswith("False")] == before
+    _assert_equal_to_whole(settings, "careful")
 
 
 def test_saving_by_the_clock_leaves_no_trace_in_the_history(settings: Path) -> None:
