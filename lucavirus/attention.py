@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,30 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lucavirus.errors import UserError
+from lucavirus import flash
 
 # Neighbouring sequences are computed together, with a block-diagonal mask, while they hold this many tokens in all:
 # below it the cost of a call exceeds that of the masked products.
 _GROUP_TOKENS = 256
-# The package of FlashAttention 3, by the name under which torch looks for it.
-_FLASH_ATTENTION_3 = "flash_attn_interface"
-# What computes attention where there is no kernel for variable lengths.
-PLAIN = "scaled_dot_product_attention"
+# What computes attention: torch's plain function, or one of two kernels for variable lengths.
+PLAIN, FLASH_2, FLASH_4 = "scaled_dot_product_attention", "FlashAttention 2", "FlashAttention 4"
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the sequences of a pack lie, among the tokens that attend and among those attended to.
 
-    Built once a pack, used by every layer. The GPU kernel for variable lengths needs no `groups` (None), but the
+    Built once a pack, used by every layer. The kernels for variable lengths need no `groups` (None), but the
     boundaries `queries` and `keys`, int32 on the device, whose last one may be repeated, and a bound of the longest
     sequence.
     """
 
+    kernel: str
+
     queries: Tensor
     keys: Tensor
     longest: int
-    groups: tuple[Group, ...] | None
+    groups: tuple[Group, ...] | None = None
 
 
 class Group(NamedTuple):
@@ -52,37 +51,26 @@ class Group(NamedTuple):
     mask: Tensor | None
 
 
-def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """True where torch's FlashAttention for variable lengths runs: 16 bits, on an A100 or newer, some head sizes."""
-    if device.type != "cuda" or dtype == torch.float32:
-        return False
-    return head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(device) >= (8, 0)
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_size: int, deterministic: bool = False) -> str:
+    """The fastest way to compute attention; the kernels need 16 bits, an A100 or newer, and some head sizes.
 
-
-def choose_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """Have the fastest kernel there is compute `attend`, in all of this process; returns its name.
-
-    That is FlashAttention 3 on Hopper GPUs (H100, H200) where its package is installed; torch brings version 2.
-    Raises UserError for a package that torch cannot use.
+    That is FlashAttention 4 on H100, H200 and B200 where its package is installed; torch brings version 2, which alone
+    is known to repeat its bits. Raises UserError where the package does not compute what it should.
     """
-    if not has_varlen_kernel(device, dtype, head_size):
+    if device.type != "cuda" or dtype == torch.float32 or head_size % 8 or head_size > 256:
         return PLAIN
-    if torch.cuda.get_device_capability(device)[0] != 9 or find_spec(_FLASH_ATTENTION_3) is None:
-        return "FlashAttention 2"
-    # Here: a prototype of torch's, of no use to most processes.
-    from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
+    capability = torch.cuda.get_device_capability(device)
+    if not deterministic and flash.runs_on(capability, head_size) and flash.is_installed():
+        flash.check(device, dtype, head_size)
+        return FLASH_4
+    return FLASH_2 if capability >= (8, 0) else PLAIN
 
-    try:
-        if current_flash_attention_impl() != "FA3":
-            activate_flash_attention_impl("FA3")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"FlashAttention 3 is installed, but torch {torch.__version__} cannot use it ({error})",
-            where=_FLASH_ATTENTION_3,
-            hint="install a build of flash-attn-3 for this torch and CUDA (docs/cluster.md), or `pip uninstall "
-            "flash-attn-3`: FlashAttention 2, which torch brings, is used then",
-        ) from error
-    return "FlashAttention 3"
+
+def advice(device: torch.device, kernel: str, head_size: int, deterministic: bool) -> str | None:
+    """What would make attention faster here, if anything."""
+    if kernel != FLASH_2 or deterministic or not flash.runs_on(torch.cuda.get_device_capability(device), head_size):
+        return None
+    return "hint: FlashAttention 4 makes trainings of full size about 1.1 times as fast on this GPU (docs/cluster.md)"
 
 
 def make_layout(offsets: list[int], device: torch.device, wanted: Tensor | None = None) -> Layout:
@@ -93,7 +81,7 @@ def make_layout(offsets: list[int], device: torch.device, wanted: Tensor | None 
     keys = torch.tensor(offsets, dtype=torch.int32, device=device)
     queries = keys if wanted is None else boundaries(wanted, keys)
     longest = max(end - start for start, end in pairwise(offsets))
-    return Layout(queries, keys, longest, tuple(_groups(queries.tolist(), offsets, wanted, device)))
+    return Layout(PLAIN, queries, keys, longest, tuple(_groups(queries.tolist(), offsets, wanted, device)))
 
 
 def boundaries(wanted: Tensor, offsets: Tensor) -> Tensor:
@@ -123,6 +111,8 @@ def _owners(offsets: Sequence[int]) -> Tensor:
 
 def attend(q_RHD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tensor:
     """Bidirectional softmax attention within each sequence, scaled by D^-0.5; returns (R, H, D)."""
+    if layout.kernel == FLASH_4:
+        return flash.attend(q_RHD, k_THD, v_THD, layout.queries, layout.keys)
     if layout.groups is None:
         # Here, because the import costs each process on a CPU a second and 70 MB for nothing.
         from torch.nn.attention.varlen import varlen_attn

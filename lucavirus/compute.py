@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lucavirus.attention import PLAIN, Layout, boundaries, choose_kernel, has_varlen_kernel, make_layout
+from lucavirus.attention import PLAIN, Layout, boundaries, choose_kernel, make_layout
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.model import LucaVirus, Wanted, count_parameters
@@ -54,14 +54,14 @@ class Compute:
 
     def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
         """Hidden states (R, C) of the wanted tokens of a pack that is on the device."""
-        if has_varlen_kernel(self.device, self.dtype, model.architecture.attention_head_size):
+        if self.attention != PLAIN:
             # So that nothing is compiled anew: a constant (what fills a pack may be longer than its sequences, and what
             # fills the wanted tokens counts to its last one), and boundaries and rows in tensors of their own, because
             # code is bound to a tensor's place in a larger one.
             step = step_of_fill(self.capacity)
             edges, rows, longest = pack.cu_seqlens.clone(), pack.wanted.clone(), max(self.max_length, step) + step
-            layout = Layout(edges, edges, longest, None)
-            wanted = Wanted(rows, Layout(boundaries(rows, edges), edges, longest, None))
+            layout = Layout(self.attention, edges, edges, longest)
+            wanted = Wanted(rows, Layout(self.attention, boundaries(rows, edges), edges, longest))
         else:
             layout = make_layout(pack.offsets, self.device)
             wanted = Wanted(pack.wanted, make_layout(pack.offsets, self.device, pack.wanted))
@@ -74,16 +74,14 @@ class Compute:
 
 
 def make_compute(run: Run, device: torch.device, parallel: Parallel = "ddp") -> Compute:
-    """The computation of a run on a device; its packs are as small as they may be (see capacity.py).
-
-    Chooses the kernel of attention for all of this process.
-    """
+    """The computation of a run on a device; its packs are as small as they may be (see capacity.py)."""
     on_gpu = device.type == "cuda"
     # Older GPUs emulate it, slowly.
     in_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     half = run.precision == "bf16" or (run.precision == "auto" and in_bf16)
     dtype, longest = torch.bfloat16 if half else torch.float32, run.model.max_length
-    attention = choose_kernel(device, dtype, run.model.hidden_size // run.model.num_attention_heads)
+    head_size = run.model.hidden_size // run.model.num_attention_heads
+    attention = choose_kernel(device, dtype, head_size, run.deterministic)
     return Compute(device, dtype, longest, longest, parallel, attention)
 
 

@@ -34,8 +34,22 @@ class Gradients(Protocol):
     def reduce(self) -> None:
         """Add up over ranks; the losses were divided by B already."""
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Scale the gradients to at most `max_norm`; returns the norm they had, float32 ()."""
+    def norm(self) -> Tensor:
+        """Their norm, float32 ()."""
+
+    def scale(self, factor: float) -> None:
+        """Multiply them."""
+
+
+def clip(gradients: Gradients, max_norm: float) -> float:
+    """Scale gradients to at most `max_norm`; returns the norm they had, for which a GPU is waited for.
+
+    Those within it, or of no finite norm, stay as they are.
+    """
+    norm: float = gradients.norm().item()
+    if 0 < (factor := max_norm / (norm + 1e-6)) < 1:
+        gradients.scale(factor)
+    return norm
 
 
 class FlatGradients:
@@ -115,11 +129,14 @@ class FlatGradients:
                 work.wait()
         self._works = []
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Scale the gradients; returns their norm."""
+    def norm(self) -> Tensor:
+        """Their norm."""
         norm: Tensor = torch.linalg.vector_norm(self.flat)
-        self.flat.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norm
+
+    def scale(self, factor: float) -> None:
+        """Multiply them."""
+        self.flat.mul_(factor)
 
 
 class ShardedGradients:
@@ -149,14 +166,17 @@ class ShardedGradients:
         """Add up the statistics; the gradients are reduced."""
         self.ranks.sum_(self.statistics)
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Scale the gradients; returns their norm."""
-        norm = nn.utils.get_total_norm(
-            [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
-        )
-        norm = whole(norm)
-        nn.utils.clip_grads_with_norm_(self._parameters(), max_norm, norm)
-        return norm
+    def norm(self) -> Tensor:
+        """Their norm, the same on every rank."""
+        return whole(nn.utils.get_total_norm(self._gradients()))
+
+    def scale(self, factor: float) -> None:
+        """Multiply them."""
+        for gradient in self._gradients():
+            gradient.mul_(factor)
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
 
     def _parameters(self) -> list[nn.Parameter]:
         return list(cast(nn.Module, self.model).parameters())

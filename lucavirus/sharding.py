@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from lucavirus.attention import has_varlen_kernel
+from lucavirus.attention import PLAIN
 from lucavirus.compute import Compute
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
@@ -46,7 +46,7 @@ def _compiled(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> boo
     if run.deterministic:
         return False
     # Without the kernel each pack's groups of sequences would be compiled anew.
-    if not has_varlen_kernel(ranks.device, compute.dtype, model.architecture.attention_head_size):
+    if compute.attention == PLAIN:
         return False
     obstacle = obstacle_to_compiling()
     if obstacle:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lucavirus import memory
+from lucavirus.attention import advice
 from lucavirus.capacity import training_capacity
 from lucavirus.checkpoint import newest_complete
 from lucavirus.compute import choose_parallel, make_compute, set_determinism
@@ -144,6 +145,7 @@ def _introduction(started: Started) -> list[str]:
     compute = started.updater.compute
     sizes = " / ".join(f"{len(d):,}" for d in (prepared.train, prepared.dev, prepared.test))
     parameters = count_parameters(started.updater.model)
+    faster = advice(compute.device, compute.attention, prepared.architecture.attention_head_size, run.deterministic)
     max_steps = f"{started.updater.max_steps:,}{' (auto)' if run.max_steps == 'auto' else ''}"
     return [
         *(f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped),
@@ -151,5 +153,6 @@ def _introduction(started: Started) -> list[str]:
         f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
         f"sequences an update, computed by {started.ranks.world_size} process(es) on {compute.device_name} "
         f"({compute.parallel}), {compute.dtype}, {compute.attention}, packs of at most {compute.capacity:,} tokens",
+        *([faster] if faster else []),
         f"{plan.updates_per_epoch:,} updates an epoch, {started.last_update:,} in all; max_steps {max_steps}",
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lucavirus.compute import Compute
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks, Stopwatch
-from lucavirus.gradients import FlatGradients, Gradients, ShardedGradients
+from lucavirus.gradients import FlatGradients, Gradients, ShardedGradients, clip
 from lucavirus.losses import row_losses
 from lucavirus.model import LucaVirus
 from lucavirus.optimizer import learning_rate, make_optimizer
@@ -50,7 +50,7 @@ class Updater:
             statistics[PLACE[wish]] = float(there)
         with self.reduce_watch:
             self._gradients.reduce()
-        norm, found = self._gradients.clip(self.run.max_grad_norm).item(), statistics.tolist()
+        norm, found = clip(self._gradients, self.run.max_grad_norm), statistics.tolist()
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(update)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from lucavirus import flash
+from lucavirus.attention import FLASH_2, FLASH_4, PLAIN
 from lucavirus.capacity import dearest_pack, training_capacity
 from lucavirus.compute import Compute, make_compute
 from lucavirus.config import Model, Run
@@ -19,15 +22,28 @@ from lucavirus.packing import make_pack
 from lucavirus.packs import Pack
 from lucavirus.sharding import place
 from lucavirus.update import Updater
-from tests import tiny
-from tests.made_up import ARCHITECTURE, CLASSES, FILL, RUN, made_packs, made_samples
+from tests import made_up, tiny
+from tests.made_up import CLASSES, FILL, made_packs, made_samples
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
+ARCHITECTURE = replace(made_up.ARCHITECTURE, hidden_size=128)
+RUN = made_up.RUN.model_copy(update={"model": made_up.RUN.model.model_copy(update={"hidden_size": 128})})
 GPU = torch.device("cuda", 0)
 ALONE = Ranks(0, 1, GPU)
 # The largest relative errors of hidden states and gradients.
 ERRORS = {"fp32": 1e-4, "bf16": 3e-2}
+
+
+@pytest.fixture(params=[("fp32", PLAIN), ("bf16", FLASH_2), ("bf16", FLASH_4)], ids=[PLAIN, FLASH_2, FLASH_4])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A precision of the GPU, with each kernel of attention that there is for it."""
+    precision, kernel = request.param
+    if kernel == FLASH_2:
+        monkeypatch.setattr(flash, "is_installed", lambda: False)
+    if make_compute(_on_gpu(precision=precision), GPU).attention != kernel:
+        pytest.skip(f"there is no {kernel} here")
+    return str(precision)
 
 
 def _on_gpu(**changes: object) -> Run:
@@ -47,7 +63,6 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_hidden_states_are_those_of_the_cpu(precision: str) -> None:
     model, packs = LucaVirus(ARCHITECTURE, seed=5), [*made_packs(FILL), dearest_pack(1000, RUN, CLASSES)]
     wanted = [_hidden(model, _compute(RUN, torch.device("cpu")), pack) for pack in packs]
@@ -68,7 +83,6 @@ def _updated(run: Run, ranks: Ranks) -> tuple[list[float], float, Tensor]:
 
 
 @pytest.mark.parametrize("recomputation", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_update_is_that_of_the_cpu(precision: str, recomputation: bool) -> None:
     statistics, norm, gradients = _updated(RUN, tiny.ALONE)
     found, its_norm, its_gradients = _updated(_on_gpu(precision=precision, recomputation=recomputation), ALONE)
@@ -77,17 +91,19 @@ def test_an_update_is_that_of_the_cpu(precision: str, recomputation: bool) -> No
     assert _error(its_gradients, gradients) < ERRORS[precision]
 
 
-def test_layers_are_compiled_once_and_compute_the_same() -> None:
+def test_layers_are_compiled_once_and_compute_the_same(precision: str) -> None:
+    if precision == "fp32":
+        pytest.skip("layers with plain attention are not compiled by themselves")
     packs = [make_pack([sample], RUN, CLASSES, 0, FILL) for sample in made_samples(8)]
     packs += [*made_packs(FILL), dearest_pack(400, RUN, CLASSES)]
-    run = _on_gpu(precision="bf16", compile="on")
+    run = _on_gpu(precision=precision, compile="on")
     model, compute = LucaVirus(ARCHITECTURE, seed=5).to(GPU), _compute(run, GPU)
     wanted = [_hidden(model, compute, pack) for pack in packs]
     torch._dynamo.reset()
     counters.clear()
     place(model, run, compute, ALONE)
     for pack, hidden in zip(packs, wanted, strict=True):
-        assert _error(_hidden(model, compute, pack), hidden) < ERRORS["bf16"]
+        assert _error(_hidden(model, compute, pack), hidden) < ERRORS[precision]
     # One code for all layers but the last, one for the last, whose rows are those wanted.
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 

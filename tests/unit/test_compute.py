@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from lucavirus import alphabet, linear
-from lucavirus.attention import Layout, make_layout
+from lucavirus.attention import FLASH_2, Layout, make_layout
 from lucavirus.capacity import (
     cpu_capacity,
     dearest_pack,
@@ -193,10 +193,10 @@ def _varlen_on_a_cpu(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, m
     return F.scaled_dot_product_attention(q, k, v, attn_mask=own[:, None] == owner[None, :])[0].transpose(0, 1)
 
 
-def _checked_layout(queries: torch.Tensor, keys: torch.Tensor, longest: int, groups: None) -> Layout:
+def _checked_layout(kernel: str, queries: torch.Tensor, keys: torch.Tensor, longest: int) -> Layout:
     """What the kernel may be told: no sequence has more tokens, or wanted ones with what fills them, than `longest`."""
     assert max(int(edges.diff().max()) for edges in (queries, keys)) <= longest
-    return Layout(queries, keys, longest, groups)
+    return Layout(kernel, queries, keys, longest)
 
 
 def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_the_gpu_path_computes_the_same_and_compiles_once(monkeypatch: pytest.Mo
     assert len({len(pack.tokens) for pack in packs}) > 5
     with torch.no_grad():
         wanted = [compute.hidden(model, pack) for pack in packs]
-        monkeypatch.setattr("lucavirus.compute.has_varlen_kernel", lambda *_: True)
+        compute = replace(compute, attention=FLASH_2)
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_on_a_cpu)
         monkeypatch.setattr("lucavirus.compute.Layout", _checked_layout)
         counter = CompileCounter()

@@ -1,71 +1,142 @@
-"""Which kernel computes attention: torch's for variable lengths, FlashAttention 3 where it is installed, or neither."""
+"""Which kernel computes attention, and FlashAttention 4's as an operator: its package is played by torch on the CPU."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from lucavirus.attention import choose_kernel, has_varlen_kernel
-from tests.tiny import ALONE
+from lucavirus import flash
+from lucavirus.attention import FLASH_2, FLASH_4, PLAIN, Layout, advice, attend, choose_kernel, make_layout
+from lucavirus.errors import UserError
 
-GPU = torch.device("cuda")
-# A package that registers what torch asks of FlashAttention 3, and one that lacks the backward pass.
-_WHOLE = """
-from torch.library import Library
-library = Library("flash_attn_3", "DEF")
-library.define("fwd(Tensor q) -> Tensor")
-library.define("bwd(Tensor q) -> Tensor")
-"""
-_FORWARD_ONLY = "\n".join(line for line in _WHOLE.splitlines() if "bwd" not in line)
-# Prints what is chosen on GPUs of some capabilities, and whether torch now computes with version 3.
-_CHOOSE = """
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+H100, B200, A100, V100 = (9, 0), (10, 0), (8, 0), (7, 0)
+# What the package computes and returns, with a mask and gradients by hand; {of_q} is the gradient of queries.
+_PACKAGE = """
 import torch
-from lucavirus.attention import choose_kernel
-from lucavirus.errors import run_stage
-def main():
-    for major, dtype, size in ((8, torch.bfloat16, 128), (10, torch.bfloat16, 128), (9, torch.float32, 128),
-                               (9, torch.bfloat16, 20), (9, torch.bfloat16, 128), (9, torch.bfloat16, 64)):
-        torch.cuda.get_device_capability = lambda _: (major, 0)
-        print(choose_kernel(torch.device("cuda"), dtype, size), torch._C._get_fa3_sdp_enabled())
-run_stage(main)
+
+def _weights(q, k, queries, keys):
+    own, owner = (
+        torch.bucketize(torch.arange(len(x)), edges[1:], right=True) for x, edges in ((q, queries), (k, keys))
+    )
+    scores = torch.einsum("rhd,thd->hrt", q, k) * q.shape[-1] ** -0.5
+    return scores.masked_fill(own[:, None] != owner[None, :], -torch.inf).softmax(-1)
+
+def _flash_attn_fwd(q, k, v, *, cu_seqlens_q, cu_seqlens_k, return_lse):
+    assert return_lse and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    out = torch.einsum("hrt,thd->rhd", _weights(q, k, cu_seqlens_q, cu_seqlens_k), v).contiguous()
+    return out, torch.full((q.shape[1], q.shape[0]), 7.0), None, None, None
+
+def _flash_attn_bwd(q, k, v, out, dout, lse, *, cu_seqlens_q, cu_seqlens_k):
+    weights = _weights(q, k, cu_seqlens_q, cu_seqlens_k)
+    assert lse.eq(7).all() and out.equal(torch.einsum("hrt,thd->rhd", weights, v))
+    of_weights = torch.einsum("rhd,thd->hrt", dout, v)
+    of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    of_q, of_k = torch.einsum("hrt,thd->rhd", of_scores, k), torch.einsum("hrt,rhd->thd", of_scores, q)
+    return {of_q}, of_k, torch.einsum("hrt,rhd->thd", weights, dout), None
 """
 
 
-@pytest.mark.parametrize(("capability", "sizes"), [((7, 0), []), ((8, 0), [24, 128, 256]), ((9, 0), [24, 128, 256])])
-def test_where_the_kernel_for_variable_lengths_runs(
-    capability: tuple[int, int], sizes: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, of_q: str = "of_q") -> None:
+    package = folder / "flash_attn/cute"
+    package.mkdir(parents=True)
+    (package / "interface.py").write_text(_PACKAGE.replace("{of_q}", of_q))
+    monkeypatch.syspath_prepend(folder)
+    for name in ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def _on(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert [size for size in (20, 24, 128, 256, 264) if has_varlen_kernel(GPU, torch.bfloat16, size)] == sizes
-    assert not has_varlen_kernel(GPU, torch.float32, 128) and not has_varlen_kernel(ALONE.device, torch.bfloat16, 128)
 
 
-def test_a_hopper_without_flash_attention_3_uses_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr("lucavirus.attention.find_spec", lambda _: None)
-    assert choose_kernel(GPU, torch.bfloat16, 128) == "FlashAttention 2"
+@pytest.mark.parametrize(
+    ("capability", "by_2", "by_4"),
+    [
+        (V100, [], []),
+        (A100, [24, 32, 128, 160, 256], []),
+        (H100, [24], [32, 128, 160, 256]),
+        (B200, [24, 160, 256], [32, 128]),
+    ],
+)
+def test_which_kernel_computes_which_head_sizes(
+    capability: tuple[int, int], by_2: list[int], by_4: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, monkeypatch)
+    _on(capability, monkeypatch)
+    checked: list[int] = []
+    monkeypatch.setattr(flash, "check", lambda _, dtype, size: checked.append(size))
+    sizes = (20, 24, 32, 128, 160, 256, 264)
+    chosen = {size: choose_kernel(GPU, torch.bfloat16, size) for size in sizes}
+    assert [size for size in sizes if chosen[size] == FLASH_2] == by_2
+    assert [size for size in sizes if chosen[size] == FLASH_4] == by_4 == checked
+    # Not in 32 bits, not on a CPU; and where bits must repeat, version 2.
+    assert choose_kernel(GPU, torch.float32, 128) == choose_kernel(CPU, torch.bfloat16, 128) == PLAIN
+    wanted = FLASH_2 if capability >= A100 else PLAIN
+    assert choose_kernel(GPU, torch.bfloat16, 128, deterministic=True) == wanted
 
 
-def _chosen_beside(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: kernels are registered for good."""
-    (folder / "flash_attn_interface.py").write_text(package)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
-    return subprocess.run([sys.executable, "-c", _CHOOSE], env=environment, capture_output=True, text=True)
+def test_without_the_package_version_2_computes_and_the_log_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    _on(H100, monkeypatch)
+    assert choose_kernel(GPU, torch.bfloat16, 128) == FLASH_2
+    assert "FlashAttention 4" in (advice(GPU, FLASH_2, 128, False) or "")
+    assert advice(GPU, FLASH_4, 128, False) is None
+    assert advice(GPU, FLASH_2, 24, False) is advice(GPU, FLASH_2, 128, True) is None
+    _on(A100, monkeypatch)
+    assert advice(GPU, FLASH_2, 128, False) is advice(CPU, PLAIN, 128, False) is None
 
 
-def test_flash_attention_3_is_used_on_a_hopper_where_it_is_installed(tmp_path: Path) -> None:
-    done = _chosen_beside(_WHOLE, tmp_path)
-    without = [*2 * ["FlashAttention 2 False"], *2 * ["scaled_dot_product_attention False"]]
-    assert done.stdout.splitlines() == [*without, *2 * ["FlashAttention 3 True"]] and not done.stderr
+def test_an_earlier_version_of_the_package_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not flash.is_installed()
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn/__init__.py").write_text("raise ImportError('built for another torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not flash.is_installed()
+    (tmp_path / "flash_attn/cute").mkdir()
+    assert flash.is_installed()
 
 
-def test_a_flash_attention_3_that_torch_cannot_use_is_named(tmp_path: Path) -> None:
-    done = _chosen_beside(_FORWARD_ONLY, tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "flash_attn_interface: FlashAttention 3 is installed, but torch 2." in done.stderr
-    assert "does not expose FA3 backward kernels" in done.stderr and "pip uninstall flash-attn-3" in done.stderr
+def _gradients(layout: Layout, compiled: bool = False) -> list[Tensor]:
+    """Output and gradients of two heads of a pack of 40 tokens, 25 of which attend."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(rows, 2, 8, generator=generator, requires_grad=True) for rows in (25, 40, 40)]
+    function = torch.compile(attend, backend="aot_eager", fullgraph=True) if compiled else attend
+    out = function(*inputs, layout)
+    return [out.detach(), *torch.autograd.grad(out, inputs, torch.randn(out.shape, generator=generator))]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_version_4_computes_attention_and_its_gradients(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, monkeypatch)
+    plain = make_layout([0, 9, 16, 40], CPU, torch.cat([torch.arange(4), torch.arange(12, 33)]))
+    filled = [torch.cat([edges, edges[-1:], edges[-1:]]) for edges in (plain.queries, plain.keys)]
+    found, wanted = _gradients(Layout(FLASH_4, *filled, 24), compiled), _gradients(plain)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_check_passes_what_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(tmp_path, monkeypatch)
+    flash.check(CPU, torch.bfloat16, 32)
+
+
+@pytest.mark.parametrize(
+    ("of_q", "told"),
+    [("1.1 * of_q", r"computes something else than torch in fp32 \(relative errors 0\.00\d+, 0\.1, 0\.00"),
+     ("0 * of_q / 0", r"computes something else than torch in fp32 \(relative errors 0\.00\d+, nan, 0\.00"),
+     ("of_q.no_such_kernel()", r"cannot compute here \(AttributeError: ")],
+)  # fmt: skip
+def test_a_package_that_does_not_compute_what_it_should_is_refused(
+    of_q: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, monkeypatch, of_q)
+    with pytest.raises(UserError, match=f"FlashAttention 4 is installed, but {told}") as error:
+        flash.check(CPU, torch.bfloat16, 32)
+    assert f"beside torch {torch.__version__}" in str(error.value) and "pip uninstall flash-attn-4" in str(error.value)

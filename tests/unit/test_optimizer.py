@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lucavirus.config import Model, Run
-from lucavirus.gradients import FlatGradients
+from lucavirus.gradients import FlatGradients, clip
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.optimizer import learning_rate, make_optimizer
 from tests import tiny
@@ -116,8 +116,11 @@ def test_gradients_gather_in_one_buffer_and_are_clipped() -> None:
         layer(torch.tensor([[3.0, 0.0]])).sum().backward()
     gradients.statistics[1] += 5
     assert gradients.flat.tolist() == [6, 0, 2] and gradients.statistics.tolist() == [0, 5]
-    assert float(gradients.clip(1.0)) == pytest.approx(40**0.5)
+    assert clip(gradients, 1.0) == pytest.approx(40**0.5)
     assert layer.weight.grad is not None and layer.weight.grad.tolist()[0] == pytest.approx([6 / 40**0.5, 0])
     assert gradients.statistics.tolist() == [0, 5]
-    assert float(gradients.clip(10.0)) == pytest.approx(1.0)
-    assert gradients.flat.tolist() == pytest.approx([6 / 40**0.5, 0, 2 / 40**0.5])
+    clipped = gradients.flat.clone()
+    assert clip(gradients, 10.0) == pytest.approx(1.0) and gradients.flat.equal(clipped)
+    assert clipped.tolist() == pytest.approx([6 / 40**0.5, 0, 2 / 40**0.5])
+    gradients.flat[0] = torch.inf
+    assert clip(gradients, 1.0) == torch.inf and gradients.flat[1:].equal(clipped[1:])
