@@ -31,12 +31,14 @@ HEAD_ROWS = {
     "prot_site": 0.068, "prot_domain": 0.354, "prot_taxonomy": 0.003, "prot_keyword": 0.003,
 }  # fmt: skip
 SEQUENCES_PER_GPU, FIXED_BATCH = 32, 256
-PACK_TOKENS = 16384
+# The largest pack of the full-size model on one H100 of 80 GB, and the MFU of packs alone there, with FlashAttention 2 and
+# 4 (docs/benchmarks.md).
+PACK_TOKENS, MFUS = 52224, (0.47, 0.54)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is assumed of an H100 node; bytes and FLOPs a second."""
+    """What is assumed of an H100 node; bytes and FLOPs a second. Measured: AdamW's bytes at 2.6e12."""
 
     peak: float = peak_flops("H100") or 0.0
     memory: float = 3.35e12
@@ -117,7 +119,7 @@ def measure(fixed_batch: bool) -> dict[str, Any]:
             gpus, FIXED_BATCH / gpus if fixed_batch else SEQUENCES_PER_GPU, mfu, machine
         )
         for gpus in ((1, 8, 64) if fixed_batch else (1, 8, 64, 512))
-        for mfu in (0.4, 0.55)
+        for mfu in MFUS
     }
     save = {"checkpoint_gb": 12 * size["all"] / 1e9, "copy_s": 12 * size["all"] / machine.copy}
     return {"parameters": size, "flops_per_token": flops_per_token(), **save, "costs": costs}

@@ -51,28 +51,6 @@ class Group(NamedTuple):
     mask: Tensor | None
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype, head_size: int, deterministic: bool = False) -> str:
-    """The fastest way to compute attention; the kernels need 16 bits, an A100 or newer, and some head sizes.
-
-    That is FlashAttention 4 on H100, H200 and B200 where its package is installed; torch brings version 2, which alone
-    is known to repeat its bits. Raises UserError where the package does not compute what it should.
-    """
-    if device.type != "cuda" or dtype == torch.float32 or head_size % 8 or head_size > 256:
-        return PLAIN
-    capability = torch.cuda.get_device_capability(device)
-    if not deterministic and flash.runs_on(capability, head_size) and flash.is_installed():
-        flash.check(device, dtype, head_size)
-        return FLASH_4
-    return FLASH_2 if capability >= (8, 0) else PLAIN
-
-
-def advice(device: torch.device, kernel: str, head_size: int, deterministic: bool) -> str | None:
-    """What would make attention faster here, if anything."""
-    if kernel != FLASH_2 or deterministic or not flash.runs_on(torch.cuda.get_device_capability(device), head_size):
-        return None
-    return "hint: FlashAttention 4 makes trainings of full size about 1.1 times as fast on this GPU (docs/cluster.md)"
-
-
 def make_layout(offsets: list[int], device: torch.device, wanted: Tensor | None = None) -> Layout:
     """Describe a pack whose sequence i is tokens[offsets[i]:offsets[i+1]], for the back-end without kernel.
 

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lucavirus.attention import PLAIN, Layout, boundaries, choose_kernel, make_layout
+from lucavirus.attention import PLAIN, Layout, boundaries, make_layout
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
+from lucavirus.kernels import choose_kernel
 from lucavirus.model import LucaVirus, Wanted, count_parameters
 from lucavirus.packing import step_of_fill
 from lucavirus.packs import Pack

@@ -6,21 +6,12 @@ Shapes: R tokens that attend, T attended to, H heads, D head size.
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from lucavirus.errors import UserError
-
-# The largest relative error of the check at the start: that of 16 bits is 0.003.
-_ERROR = 0.02
-# Lengths of its sequences; those that fill a list of boundaries have none.
-_LENGTHS = [130, 257, 0, 0]
 
 
 def is_installed() -> bool:
@@ -86,45 +77,3 @@ def _gradients(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
-
-
-def check(device: torch.device, dtype: torch.dtype, head_size: int) -> None:
-    """Compute a few sequences forward and backward, as a training will; its kernels are compiled here (5 to 7 s).
-
-    Raises UserError where the package cannot, or computes something else than torch in fp32.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (4, sum(_LENGTHS), 2, head_size)
-    *inputs, gradient = torch.randn(shape, generator=generator, device=device, dtype=dtype).unbind()
-    edges = torch.tensor([0, *_LENGTHS], device=device).cumsum(0, dtype=torch.int32)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of the package about itself
-            found = _with_gradients(lambda q, k, v: attend(q, k, v, edges, edges), inputs, gradient)
-    except Exception as error:
-        raise _unusable(f"cannot compute here ({type(error).__name__}: {str(error)[:300]})") from error
-    wanted = _with_gradients(_plain, [x.float() for x in inputs], gradient.float())
-    errors = [float((a.float() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]
-    if not all(error < _ERROR for error in errors):  # NaN is not
-        shown = ", ".join(f"{error:.2g}" for error in errors)
-        raise _unusable(f"computes something else than torch in fp32 (relative errors {shown})")
-
-
-def _with_gradients(attention: Any, inputs: list[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    with torch.enable_grad():
-        out = attention(*inputs)
-    return out.detach(), *torch.autograd.grad(out, inputs, gradient)
-
-
-def _plain(*inputs: Tensor) -> Tensor:
-    parts = zip(*(torch.split(x.transpose(0, 1), _LENGTHS, 1) for x in inputs), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], 1).transpose(0, 1)
-
-
-def _unusable(what: str) -> UserError:
-    return UserError(
-        f"FlashAttention 4 is installed, but {what}",
-        where=f"flash-attn-4 beside torch {torch.__version__}",
-        hint="install the version that docs/cluster.md names, or `pip uninstall flash-attn-4`: FlashAttention 2, which "
-        "torch brings, is used then",
-    )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lucavirus import memory
-from lucavirus.attention import advice
 from lucavirus.capacity import training_capacity
 from lucavirus.checkpoint import newest_complete
 from lucavirus.compute import choose_parallel, make_compute, set_determinism
@@ -17,6 +16,7 @@ from lucavirus.continuing import differences, forget_rewind, refusal, rewind, se
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.history import History
+from lucavirus.kernels import advice
 from lucavirus.model import LucaVirus, count_parameters
 from lucavirus.plan import Plan
 from lucavirus.prepare import Prepared, prepare

@@ -308,6 +308,7 @@ def test_gpus_that_only_emulate_16_bits_compute_in_32(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major, minor=0))
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    monkeypatch.setattr("lucavirus.kernels.check", lambda *_: None)
     assert make_compute(RUN, torch.device("cuda")).dtype == dtype
 
 

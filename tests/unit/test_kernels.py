@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lucavirus import flash
-from lucavirus.attention import FLASH_2, FLASH_4, PLAIN, Layout, advice, attend, choose_kernel, make_layout
+from lucavirus.attention import FLASH_2, FLASH_4, PLAIN, Layout, attend, make_layout
 from lucavirus.errors import UserError
+from lucavirus.kernels import advice, check, choose_kernel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 H100, B200, A100, V100 = (9, 0), (10, 0), (8, 0), (7, 0)
@@ -68,12 +70,13 @@ def test_which_kernel_computes_which_head_sizes(
 ) -> None:
     _install(tmp_path, monkeypatch)
     _on(capability, monkeypatch)
-    checked: list[int] = []
-    monkeypatch.setattr(flash, "check", lambda _, dtype, size: checked.append(size))
+    checked: list[tuple[str, int]] = []
+    monkeypatch.setattr("lucavirus.kernels.check", lambda kernel, _, dtype, size: checked.append((kernel, size)))
     sizes = (20, 24, 32, 128, 160, 256, 264)
     chosen = {size: choose_kernel(GPU, torch.bfloat16, size) for size in sizes}
     assert [size for size in sizes if chosen[size] == FLASH_2] == by_2
-    assert [size for size in sizes if chosen[size] == FLASH_4] == by_4 == checked
+    assert [size for size in sizes if chosen[size] == FLASH_4] == by_4
+    assert checked == [(chosen[size], size) for size in sizes if chosen[size] != PLAIN]
     # Not in 32 bits, not on a CPU; and where bits must repeat, version 2.
     assert choose_kernel(GPU, torch.float32, 128) == choose_kernel(CPU, torch.bfloat16, 128) == PLAIN
     wanted = FLASH_2 if capability >= A100 else PLAIN
@@ -82,6 +85,7 @@ def test_which_kernel_computes_which_head_sizes(
 
 def test_without_the_package_version_2_computes_and_the_log_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     _on(H100, monkeypatch)
+    monkeypatch.setattr("lucavirus.kernels.check", lambda *_: None)
     assert choose_kernel(GPU, torch.bfloat16, 128) == FLASH_2
     assert "FlashAttention 4" in (advice(GPU, FLASH_2, 128, False) or "")
     assert advice(GPU, FLASH_4, 128, False) is None
@@ -122,21 +126,46 @@ def test_version_4_computes_attention_and_its_gradients(
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
 
-def test_the_check_passes_what_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _torch_kernel(factor: float) -> Callable[..., Tensor]:
+    """torch's `varlen_attn` on a CPU, its result multiplied."""
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, *longest: int) -> Tensor:
+        assert longest == (387, 387)
+        return factor * flash.attend(q, k, v, queries, keys)
+
+    return compute
+
+
+@pytest.mark.parametrize("kernel", [FLASH_2, FLASH_4])
+def test_the_check_passes_what_is_right(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _install(tmp_path, monkeypatch)
-    flash.check(CPU, torch.bfloat16, 32)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _torch_kernel(1.0))
+    check(kernel, CPU, torch.bfloat16, 32)
+
+
+def test_a_kernel_of_torch_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, monkeypatch)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _torch_kernel(1.1))
+    with pytest.raises(
+        UserError, match=r"FlashAttention 2 computes something else .*\(relative errors 0\.1, 0\.1, 0\.1, 0\.1"
+    ):
+        check(FLASH_2, CPU, torch.bfloat16, 32)
 
 
 @pytest.mark.parametrize(
     ("of_q", "told"),
-    [("1.1 * of_q", r"computes something else than torch in fp32 \(relative errors 0\.00\d+, 0\.1, 0\.00"),
-     ("0 * of_q / 0", r"computes something else than torch in fp32 \(relative errors 0\.00\d+, nan, 0\.00"),
-     ("of_q.no_such_kernel()", r"cannot compute here \(AttributeError: ")],
-)  # fmt: skip
+    [
+        ("1.1 * of_q", r"computes something else than torch in fp32 \(relative errors 0\.00\d+, 0\.1, 0\.00"),
+        ("0 * of_q / 0", r"computes something else than torch in fp32 \(relative errors 0\.00\d+, nan, 0\.00"),
+        ("of_q.no_such_kernel()", r"cannot compute here \(AttributeError: "),
+    ],
+)
 def test_a_package_that_does_not_compute_what_it_should_is_refused(
     of_q: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _install(tmp_path, monkeypatch, of_q)
-    with pytest.raises(UserError, match=f"FlashAttention 4 is installed, but {told}") as error:
-        flash.check(CPU, torch.bfloat16, 32)
-    assert f"beside torch {torch.__version__}" in str(error.value) and "pip uninstall flash-attn-4" in str(error.value)
+    with pytest.raises(UserError, match=f"FlashAttention 4 {told}") as error:
+        check(FLASH_4, CPU, torch.bfloat16, 32)
+    assert f"with torch {torch.__version__}" in str(error.value) and "pip uninstall flash-attn-4" in str(error.value)

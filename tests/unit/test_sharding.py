@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lucavirus.attention import FLASH_2, FLASH_4, PLAIN
 from lucavirus.compute import Compute
 from lucavirus.distributed import Ranks
 from lucavirus.model import Architecture, LucaVirus
@@ -42,25 +43,25 @@ def test_what_the_compiler_needs(tools: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("compile_", "device", "dtype", "gcc", "compiled"),
-    [("auto", "cuda", torch.bfloat16, True, True), ("auto", "cuda", torch.bfloat16, False, False),
-     ("auto", "cuda", torch.float32, True, False), ("auto", "cpu", torch.bfloat16, True, False),
-     ("on", "cpu", torch.float32, False, True), ("on", "cuda", torch.bfloat16, False, True),
-     ("off", "cuda", torch.bfloat16, True, False)],
+    ("compile_", "attention", "gcc", "compiled"),
+    [("auto", FLASH_2, True, True), ("auto", FLASH_2, False, False), ("auto", FLASH_4, True, True),
+     ("auto", PLAIN, True, False), ("on", PLAIN, False, True), ("on", FLASH_2, False, True),
+     ("off", FLASH_2, True, False)],
 )  # fmt: skip
 def test_where_layers_are_compiled(
-    compile_: str, device: str, dtype: torch.dtype, gcc: bool, compiled: bool, tools: Path,
+    compile_: str, attention: str, gcc: bool, compiled: bool, tools: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     if not gcc:
         (tools / "gcc").unlink()
     monkeypatch.setattr(LucaVirus, "to", lambda self, device: self)
     model, run = LucaVirus(Architecture(16, 2, 2, 34, {})), tiny.RUN.model_copy(update={"compile": compile_})
-    there = torch.device(device)
-    assert place(model, run, Compute(there, dtype, 34, 34), Ranks(3, 4, there)) is compiled
+    there = torch.device("cuda")
+    compute = Compute(there, torch.bfloat16, 34, 34, attention=attention)
+    assert place(model, run, compute, Ranks(3, 4, there)) is compiled
     assert [layer._compiled_call_impl is not None for layer in model.layers] == [compiled] * 2
     said = "warning: rank 3 does not compile its layers, and is slower: there is no C compiler (gcc or clang)"
-    assert (said in capsys.readouterr().err) is (compile_ == "auto" and device == "cuda" and not gcc)
+    assert (said in capsys.readouterr().err) is (compile_ == "auto" and not gcc)
 
 
 @pytest.mark.parametrize(("compile_", "compiled"), [("auto", False), ("on", True)])
@@ -70,4 +71,5 @@ def test_what_must_be_equal_to_the_bit_is_not_compiled_by_itself(
     monkeypatch.setattr(LucaVirus, "to", lambda self, device: self)
     run = tiny.RUN.model_copy(update={"compile": compile_, "deterministic": True})
     there, model = torch.device("cuda"), LucaVirus(Architecture(16, 2, 2, 34, {}))
-    assert place(model, run, Compute(there, torch.bfloat16, 34, 34), Ranks(0, 1, there)) is compiled
+    compute = Compute(there, torch.bfloat16, 34, 34, attention=FLASH_2)
+    assert place(model, run, compute, Ranks(0, 1, there)) is compiled
