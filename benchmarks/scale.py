@@ -31,8 +31,7 @@ HEAD_ROWS = {
     "prot_site": 0.068, "prot_domain": 0.354, "prot_taxonomy": 0.003, "prot_keyword": 0.003,
 }  # fmt: skip
 SEQUENCES_PER_GPU, FIXED_BATCH = 32, 256
-# The largest pack of the full-size model on one H100 of 80 GB, and the MFU of packs alone there, with FlashAttention 2 and
-# 4 (docs/benchmarks.md).
+# On one H100 of 80 GB (docs/benchmarks.md): the largest pack, and the MFU of packs alone with FlashAttention 2 and 4.
 PACK_TOKENS, MFUS = 52224, (0.47, 0.54)
 
 
