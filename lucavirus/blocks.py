@@ -97,18 +97,21 @@ def read_ahead(items: Iterator[bytes]) -> Iterator[bytes]:
             yield item
 
 
-def check_text(file: str, offset: int, block: bytes, blanks: NDArray[np.int64] | None = None) -> None:
-    """Refuse control characters other than tab, line ends and form feeds (9 to 13).
-
-    `blanks` are the positions of all bytes up to 32 in the block, where they are known.
-    """
-    codes = np.frombuffer(block, dtype=np.uint8)
-    blanks = find_blanks(block) if blanks is None else blanks
-    low = codes[blanks]
-    junk = blanks[(low < 9) | ((low > 13) & (low < 32))]
+def check_text(file: str, offset: int, junk: NDArray[np.int64]) -> None:
+    """Refuse a block with `junk`, the positions of control characters in it, unless there are none."""
     if len(junk):
         hint = "expected plain text (UTF-8); a gzip file must be named .gz, other packings must be unpacked first"
         raise mistake(file, offset + int(junk[0]), "is not text", hint)
+
+
+def find_junk(block: bytes, blanks: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Positions of control characters other than tab, line ends and form feeds (9 to 13), int64.
+
+    `blanks` are those of all bytes up to 32 in the block, where they are known.
+    """
+    blanks = find_blanks(block) if blanks is None else blanks
+    low = np.frombuffer(block, dtype=np.uint8)[blanks]
+    return blanks[(low < 9) | ((low > 13) & (low < 32))]
 
 
 def find_blanks(block: bytes) -> NDArray[np.int64]:

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from lucavirus import alphabet
 from lucavirus.batches import Batch, bounds_of, spans
-from lucavirus.blocks import Unit, check_text, decoded, find_blanks, mistake, read_blocks
+from lucavirus.blocks import Unit, check_text, decoded, find_blanks, find_junk, mistake, read_blocks
 from lucavirus.errors import UserError
 from lucavirus.tasks import MOLECULES, Molecule
 
 KIND_SAMPLE = 10_000  # bytes of sequences by which the kind of a FASTA is judged
 
 _NEWLINE, _HEADER, _BLANK = b"\n> "
+# What NCBI (nr) puts between the headers of several records with the same sequence, in one header.
+_JOINT = b"\1"
 _KIND_HINT = "write `kind: {}` for the source of this file, or give it the right file"
 
 
@@ -172,13 +174,15 @@ def _pages(unit: Unit, *, lenient: bool = False) -> Iterator[_Page]:
 def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
     """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the unit."""
     blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
-    check_text(unit.file, offset, block, blanks)
     # Blanks and the block's two ends; all that follows are places among these, so that nothing has to be searched.
     edges = np.concatenate([[-1], blanks, [len(block)]])
     breaks = np.flatnonzero(codes[blanks] == _NEWLINE) + 1
     breaks = np.concatenate([[0] if fresh else breaks[:0], breaks, [len(edges) - 1]])
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
+    if len(junk := find_junk(block, blanks)):
+        joints = (codes[junk] == ord(_JOINT)) & _within(junk, starts[lines], edges[breaks[lines + 1]])
+        check_text(unit.file, offset, junk[~joints])
     first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
     stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
@@ -188,6 +192,12 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
     residues = texts[1, :-1] - texts[0, :-1] - (before - np.concatenate([[0], after])[:-1])
     ids = _ids(unit.file, offset, block, heads, edges[before + 1], edges[after])
     return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
+
+
+def _within(places: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which places are in one of the parts, which are in order."""
+    number = np.searchsorted(starts, places, "right") - 1
+    return (number >= 0) & (places < np.append(ends, -1)[number])
 
 
 def _ids(
@@ -202,7 +212,7 @@ def _ids(
 
 
 def _first_word(file: str, offset: int, header: bytes) -> bytes:
-    if not (words := decoded(file, offset, header) and header.split(None, 1)):
+    if not (words := decoded(file, offset, header) and header.replace(_JOINT, b" ").split(None, 1)):
         raise mistake(file, offset, "a header without an id", "give the sequence an id: the first word after '>'")
     return words[0]
 

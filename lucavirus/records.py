@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from lucavirus import alphabet
 from lucavirus.batches import Batch, Record, to_batch
-from lucavirus.blocks import Unit, check_text, decoded, mistake, read_blocks
+from lucavirus.blocks import Unit, check_text, decoded, find_junk, mistake, read_blocks
 from lucavirus.errors import UserError
 from lucavirus.fasta import LettersCheck, read_fasta
 from lucavirus.tasks import MOLECULES, Molecule
@@ -44,7 +44,7 @@ def _lines(unit: Unit, start: int) -> Iterator[tuple[int, bytes]]:
     """The lines that begin in [start, end of the unit), without their ends, with their offsets."""
     # From the byte before, which tells whether a line begins at `start`.
     for offset, block in read_blocks(unit.file, max(start - 1, 0), unit.stop, lines=True):
-        check_text(unit.file, offset, block)
+        check_text(unit.file, offset, find_junk(block))
         for line in block.split(b"\n"):
             if offset >= unit.stop:
                 return

@@ -161,6 +161,9 @@ def test_units_are_equal_ranges(write: Write) -> None:
         (b">a\nAC\nG\x1fT\n", 3, "is not text"),
         (b">a\nAC\nG\x0eT\n", 3, "is not text"),
         (b">a\nAC\nG\x08T\n", 3, "is not text"),
+        (b">a\x01b\nAC\nG\x01T\n>c\nAC\n", 3, "is not text"),
+        (b">a \x01b\x02\nAC\n", 1, "is not text"),
+        (b">\x01\nAC\n", 1, "a header without an id"),
         (b">a\nAC\n>b caf\xe9\nACGT\n", 3, "the line is not valid UTF-8"),
         (b">a\nAC\n>b\nAC\xc2\xa0GT\n", 3, "the sequence b has a character that is not ASCII"),
         (b">a\nAC\nGGT>b\nACGT\n", 3, "a '>' within the sequence a"),
@@ -170,6 +173,15 @@ def test_broken_fasta(write: Write, name: str, content: bytes, line: int | None,
     file = write(content, name)
     where = file if line is None else f"{file}:{line}"
     assert fasta_mistake(file).startswith(f"{where}: {what}")
+
+
+@pytest.mark.parametrize("word", ["one", "caf\u00e9"])
+def test_headers_that_ncbi_has_joined(write: Write, word: str) -> None:
+    content = f">a {word} [x]\x01b two\x01c three\nAC\nGT\n>d\x01e\nGG\n".encode()
+    assert bodies(read_fasta(Unit(write(content)), "gene")) == [
+        ("a", encode("gene", b"ACGT")),
+        ("d", encode("gene", b"GG")),
+    ]
 
 
 def test_utf_16_and_unnamed_gzip_are_not_text(write: Write) -> None:
