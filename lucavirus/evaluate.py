@@ -66,8 +66,8 @@ def evaluate_split(
     """Evaluate a model on all samples of a dataset, with fixed masks and the training weights of the tasks.
 
     Returns {"loss": mean over sequences, "tasks": {task: {"loss", metrics, "baseline", "n_sequences", "n_labels"}}};
-    tasks without a label there are left out. Packs do not depend on the ranks, each sample is computed by one
-    rank, and sums run in the order of samples: so the numbers are the same for any number of ranks.
+    tasks without a label there are left out, and metrics are the first rank's alone. Packs do not depend on the ranks,
+    each sample is computed by one rank, and sums run in the order of samples: the numbers are the same for any ranks.
     """
     tasks: list[str] = [task for task in run.tasks if not TASKS[task].supervised or task in classes]
     collected = _Collected(len(dataset), tasks, metrics)
@@ -120,9 +120,13 @@ def _task_metrics(
         return {}
     if TASKS[task].multi_label:
         scores, truth = _all_scores(collected, classes[task], ranks)
+        if not ranks.first:
+            return {}
         metrics, baseline = multi_label_metrics(scores, truth)
     else:
         confusion = _all_pairs(collected.pairs[task], classes.get(task, len(alphabet.TOKENS)), ranks)
+        if not ranks.first:
+            return {}
         if TASKS[task].level == "token":
             metrics, baseline = masked_token_metrics(confusion, float((losses * counts).sum() / counts.sum()))
         else:

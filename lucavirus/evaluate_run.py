@@ -35,7 +35,12 @@ def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, 
         splits = {split: _evaluate(model, labels, run, data, split, ranks) for split in ("dev", "test")}
         if ranks.first:
             tasks = {split: found["tasks"] for split, found in splits.items() if found}
-            losses = {split: found["loss"] for split, found in splits.items() if found}
+            losses = {split: found["loss"] for split, found in splits.items() if found and found["tasks"]}
+            for split in tasks.keys() - losses.keys():
+                print(
+                    f"warning: no sequence of {split} has a label of the run's tasks; no loss is known there",
+                    file=sys.stderr,
+                )
             replace_text(out.with_suffix(".tsv"), table(tasks).to_csv(sep="\t", index=False))
             replace_json(out, {"run": name, "checkpoint": str(model_folder), "loss": losses, "splits": tasks})
         ranks.barrier()

@@ -46,7 +46,7 @@ class State:
     `update` counts the updates done; `evaluated` and `saved` are the last updates after which that was due and done;
     `sequences` and `tokens` were gone through; `seconds` is the time of training through all starts; `history_bytes` is
     the length of metrics.jsonl; `best` is the best evaluation; `skipped` counts the updates skipped in a row; `window`
-    are the statistics since the last record; `resolved` holds what was `auto`.
+    are the statistics since the last record, in `window_seconds` of training; `resolved` holds what was `auto`.
     """
 
     update: int = 0
@@ -59,6 +59,7 @@ class State:
     best: dict[str, Any] | None = None
     skipped: int = 0
     window: list[float] = field(default_factory=lambda: [0.0] * len(STATISTICS))
+    window_seconds: float = 0.0
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def add(self, statistics: list[float], *, skipped: bool) -> None:
@@ -146,7 +147,10 @@ class Checkpoints:
     def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
         checkpoint.save_checkpoint(self.folder, step, files, content)
         checkpoint.prune(self.folder, run.keep_last, run.keep_every)
-        spoken = [read_state(path).best for path in checkpoint.checkpoints(self.folder)]
+        try:
+            spoken = [read_state(path).best for path in checkpoint.checkpoints(self.folder)]
+        except (OSError, ValueError, KeyError):  # an older one is damaged: what it speaks of is not known, and kept
+            return
         checkpoint.keep_only(self.work / "best", {best["step"] for best in spoken if best})
 
     def require_space(self, model: nn.Module, keep_last: int) -> None:

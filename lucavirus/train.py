@@ -68,7 +68,7 @@ class Trainer:
         self.compute = started.updater.compute
         self.stop_request = stop_request
         self._last_save = time.monotonic()
-        self._window_start, self._data_seconds = time.perf_counter(), 0.0
+        self._data_seconds = 0.0
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -117,6 +117,7 @@ class Trainer:
             self._skip(statistics, norm)
         seconds = self._agreed_seconds(time.perf_counter() - started)
         self.state.seconds += seconds
+        self.state.window_seconds += seconds
         loss, sequences, tokens = (statistics[PLACE[name]] for name in ("loss", "sequences", "tokens"))
         self.history.advance(loss / sequences, self.updater.learning_rate(update), tokens / seconds)
         if self._log_is_due(self.run.loss_logging_steps) or self._log_is_due(self.run.logging_steps):
@@ -184,7 +185,7 @@ class Trainer:
         }  # fmt: skip
 
     def _log(self, norm: float) -> None:
-        window, seconds = self.state.window, time.perf_counter() - self._window_start
+        window, seconds = self.state.window, self.state.window_seconds
         if not window[PLACE["sequences"]]:  # every update since the last record was skipped
             return
         losses = task_losses(window)
@@ -206,8 +207,7 @@ class Trainer:
             scalars |= {"speed/tokens_per_s": speed}
             scalars |= {f"speed/{name}": float(value) for name, value in full.items() if value is not None}
         self.history.event(record, scalars)
-        self.state.window = [0.0] * len(STATISTICS)
-        self._window_start = time.perf_counter()
+        self.state.window, self.state.window_seconds = [0.0] * len(STATISTICS), 0.0
 
     def _model_flops_utilization(self, window: list[float], seconds: float) -> float | None:
         """The encoder's work on real tokens beside the peak of all GPUs (bf16); None where that is not known."""
@@ -217,7 +217,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Dev loss after an epoch and at the end; when it is the best so far, keep the weights and test them."""
-        state, prepared, started = self.state, self.prepared, time.perf_counter()
+        state, prepared = self.state, self.prepared
         if len(prepared.dev):
             loss = self._evaluate_on("dev", prepared.dev, metrics=False)
             if loss is not None and (state.best is None or loss < state.best["loss"]):
@@ -226,10 +226,9 @@ class Trainer:
                 if len(prepared.test):
                     self._evaluate_on("test", prepared.test, metrics=True)
         state.evaluated = state.update
-        self._window_start += time.perf_counter() - started  # the speed is that of training
 
     def _evaluate_on(self, split: str, dataset: Dataset, *, metrics: bool) -> float | None:
-        """The loss on a split; None where none of its sequences has a label of the run's tasks."""
+        """The loss on a split; None where none of its sequences has a label of the run's tasks, or it is not finite."""
         result = evaluate_split(
             self.model, dataset, self.run, self.prepared.classes, self.compute, self.ranks, metrics=metrics
         )
@@ -242,7 +241,7 @@ class Trainer:
             record["metrics"] = result["tasks"]
         self.history.event(record, {f"{split}/loss": result["loss"], **{f"{split}/{t}": x for t, x in losses.items()}})
         self.history.say(f"update {self.state.update:,}: {split} loss {result['loss']:.4f}")
-        return float(result["loss"])
+        return float(result["loss"]) if math.isfinite(result["loss"]) else None
 
     def _save(self, *, scheduled: bool) -> None:
         """Save everything. What a signal asked for leaves no line in the history: the run is the same without it."""

@@ -310,8 +310,9 @@ def test_the_originals_weights_are_continued_at_their_step(settings: Path, tmp_p
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(settings: Path) -> None:
     tiny.train(settings, "damaged")
     checkpoints = tiny.folder_of(settings, "damaged") / "work/checkpoints"
-    *_, older, newest = sorted(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
+    *_, oldest, older, newest = sorted(checkpoints.iterdir(), key=lambda path: int(path.name[5:]))
     (newest / "state.json").unlink()
+    (oldest / "state.json").write_text("")  # nobody goes on from it: it costs nothing at all
     done = tiny.train(settings, "damaged")
     assert f"checkpoint {newest} is damaged (state.json is missing)" in done.stderr
     assert f"going on from {older}" in done.stderr

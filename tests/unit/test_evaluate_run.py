@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from lucavirus.config import Settings
 from lucavirus.errors import UserError
-from lucavirus.evaluate_run import _evaluate
+from lucavirus.evaluate_run import _evaluate, evaluate_run
 from lucavirus.model import LucaVirus
 from lucavirus.tasks import SUPERVISED
 from tests.made_up import ARCHITECTURE, CLASSES, RUN
@@ -24,3 +27,16 @@ def test_renamed_classes_are_refused_though_their_number_is_the_same(tmp_path: P
             (folder / f"{task}.txt").write_text("".join(f"{name}\n" for name in chosen))
     with pytest.raises(UserError, match="the label vocabularies of gene_type have changed since the model was trained"):
         _evaluate(LucaVirus(ARCHITECTURE), labels, RUN, tmp_path, "dev", ALONE)
+
+
+def test_a_split_without_any_label_has_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: dict[str, Any] = {"dev": {"loss": 0.0, "tasks": {}}, "test": {"loss": 1.5, "tasks": {}}}
+    found["test"]["tasks"] = {"prot_site": {"loss": 1.5, "n_sequences": 1, "n_labels": 2, "baseline": {}}}
+    monkeypatch.setattr("lucavirus.evaluate_run.load_model", lambda _: LucaVirus(ARCHITECTURE))
+    monkeypatch.setattr("lucavirus.evaluate_run._evaluate", lambda _, __, ___, ____, split, _____: found[split])
+    monkeypatch.setattr("lucavirus.evaluate_run.chosen_run", lambda *_: RUN)
+    evaluate_run(cast(Settings, None), "full", tmp_path, tmp_path, tmp_path / "evaluation.json")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["loss"] == {"test": 1.5}
+    assert "warning: no sequence of dev has a label of the run's tasks" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,17 @@ def test_configuration_comes_back() -> None:
     assert SMALL.to_json()["num_hidden_layers"] == 2 and SMALL.to_json()["gene_type_label_num"] == 3
 
 
-@pytest.mark.parametrize("layout", ["ours", "module", "pickle", "hugging_face"])
+@pytest.mark.parametrize("layout", ["ours", "module", "pickle", "hugging_face", "hugging_face, tied"])
 def test_every_layout_is_read(tmp_path: Path, layout: str) -> None:
     source, target = LucaVirus(SMALL, seed=1), LucaVirus(SMALL, seed=2)
     weights = export_weights(source)
     if layout == "ours":
         save_weights(source, tmp_path / "model.safetensors")
-    elif layout == "hugging_face":
-        save_file({_hugging_face(name): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    elif "hugging_face" in layout:
+        named = {_hugging_face(name): tensor for name, tensor in weights.items()}
+        if layout == "hugging_face, tied":
+            del named["lucavirus.embeddings.embed_tokens.weight"]
+        save_file(named, tmp_path / "model.safetensors")
     else:
         prefix = "module." if layout == "module" else ""
         name = "pytorch.pth" if layout == "module" else "pytorch_model.bin"
@@ -108,6 +112,48 @@ def test_what_does_not_fit_is_reported(tmp_path: Path) -> None:
     after, given = export_weights(model), load_file(tmp_path / "model.safetensors")
     assert torch.equal(after["classifier_list.0.weight"], before["classifier_list.0.weight"])
     assert torch.equal(after["layers.0.fc1.weight"], given["layers.0.fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (Architecture(16, 2, 4, 20, SMALL.heads), "embed_tokens.weight is 39 x 16, in this model 39 x 32"),
+        (Architecture(32, 2, 8, 20, SMALL.heads), r"has 8 attention heads \(config.json\), this model 4"),
+    ],
+)
+def test_an_encoder_of_another_size_is_refused(other: Architecture, told: str, tmp_path: Path) -> None:
+    save_weights(LucaVirus(other), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(other.to_json()))
+    with pytest.raises(UserError, match=told):
+        import_weights(LucaVirus(SMALL), tmp_path)
+
+
+def test_weights_of_no_layer_are_refused(tmp_path: Path) -> None:
+    # The bias has as many numbers in a model of any size.
+    save_file(
+        {"lm_head.bias": torch.zeros(39), "classifier_list.0.bias": torch.zeros(3)}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(UserError, match="no tensor has the name of one in this model's layers"):
+        import_weights(LucaVirus(SMALL), tmp_path)
+
+
+def test_heads_are_those_of_the_same_task_where_the_folder_names_its_tasks(tmp_path: Path) -> None:
+    source = LucaVirus(
+        Architecture(32, 2, 4, 20, {"gene_type": (8, 3), "prot_homo": (6, 5), "prot_keyword": (6, 5)}), seed=1
+    )
+    save_weights(source, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(source.architecture.to_json()))
+    model, given = LucaVirus(SMALL, seed=2), export_weights(source)
+    found = import_weights(model, tmp_path)
+    assert found.left == [] and sorted(name for name in found.unused if name.endswith("weight")) == [
+        "classifier_list.prot_homo.weight", "hidden_layer_list.prot_homo.weight",
+    ]  # fmt: skip
+    taken = export_weights(model)
+    assert torch.equal(taken["classifier_list.1.weight"], given["classifier_list.2.weight"])
+    # Without the names of tasks heads are taken by number, as the original does.
+    (tmp_path / "config.json").unlink()
+    import_weights(model, tmp_path)
+    assert torch.equal(export_weights(model)["classifier_list.1.weight"], given["classifier_list.1.weight"])
 
 
 def test_a_folder_without_weights_and_a_pickled_module_are_refused(tmp_path: Path) -> None:
