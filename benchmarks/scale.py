@@ -84,8 +84,7 @@ def update_costs(gpus: int, sequences: float, mfu: float, machine: Machine) -> d
     """Parts of an update with `sequences` a GPU: milliseconds, bytes, and days of all epochs."""
     size, flops = parameters(), sum(flops_per_token().values())
     tokens = sequences * TOKENS / SEQUENCES
-    packs = -(-tokens // PACK_TOKENS)
-    last = tokens if packs == 1 else PACK_TOKENS / 2  # the last pack has what is left: half of one, on average
+    packs, last = -(-tokens // PACK_TOKENS), min(tokens, PACK_TOKENS)  # the fullest pack comes last
     compute = tokens * flops / (mfu * machine.peak)
     # Zeroing, norm, clipping, and AdamW's passes over weight, gradient and two moments: 4 + 4 + 8 + 28 bytes at least.
     optimizer = 44 * size["all"] / machine.memory

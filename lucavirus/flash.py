@@ -6,8 +6,7 @@ Shapes: R tokens that attend, T attended to, H heads, D head size.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -15,9 +14,12 @@ from torch import Tensor
 
 
 def is_installed() -> bool:
-    """True where the package is; not imported, because the folder is also that of earlier versions."""
-    found = find_spec("flash_attn")
-    return found is not None and any(Path(folder, "cute").is_dir() for folder in found.submodule_search_locations or ())
+    """True where the package is; not asked by its folder, which earlier versions have too."""
+    try:
+        version("flash-attn-4")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def runs_on(capability: tuple[int, int], head_size: int) -> bool:

@@ -47,9 +47,15 @@ def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, of_q: str = "of_q") 
     package = folder / "flash_attn/cute"
     package.mkdir(parents=True)
     (package / "interface.py").write_text(_PACKAGE.replace("{of_q}", of_q))
+    _register(folder)
     monkeypatch.syspath_prepend(folder)
     for name in ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def _register(folder: Path) -> None:
+    (folder / "flash_attn_4-4.0.0b36.dist-info").mkdir()
+    (folder / "flash_attn_4-4.0.0b36.dist-info/METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0b36\n")
 
 
 def _on(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +103,12 @@ def test_without_the_package_version_2_computes_and_the_log_has_a_hint(monkeypat
 def test_an_earlier_version_of_the_package_is_not_taken_for_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not flash.is_installed()
-    (tmp_path / "flash_attn").mkdir()
+    # The source of version 2.8.3 brings the folder of version 4 along.
+    (tmp_path / "flash_attn/cute").mkdir(parents=True)
     (tmp_path / "flash_attn/__init__.py").write_text("raise ImportError('built for another torch')")
     monkeypatch.syspath_prepend(tmp_path)
     assert not flash.is_installed()
-    (tmp_path / "flash_attn/cute").mkdir()
+    _register(tmp_path)
     assert flash.is_installed()
 
 
@@ -126,31 +132,34 @@ def test_version_4_computes_attention_and_its_gradients(
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
 
-def _torch_kernel(factor: float) -> Callable[..., Tensor]:
-    """torch's `varlen_attn` on a CPU, its result multiplied."""
+def _play_torch(monkeypatch: pytest.MonkeyPatch, factor: float) -> list[int]:
+    """torch's `varlen_attn` on the CPU, its result multiplied; lists how many sequences it is given."""
+    given: list[int] = []
 
     def compute(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, *longest: int) -> Tensor:
-        assert longest == (387, 387)
+        assert longest == (387, 387) and len(queries) == len(keys)
+        given.append(len(keys) - 1)
         return factor * flash.attend(q, k, v, queries, keys)
 
-    return compute
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", compute)
+    return given
 
 
 @pytest.mark.parametrize("kernel", [FLASH_2, FLASH_4])
 def test_the_check_passes_what_is_right(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _install(tmp_path, monkeypatch)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _torch_kernel(1.0))
+    given = _play_torch(monkeypatch, 1.0)
     check(kernel, CPU, torch.bfloat16, 32)
+    assert given == ([11, 302] if kernel == FLASH_2 else [])
 
 
 def test_a_kernel_of_torch_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _install(tmp_path, monkeypatch)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _torch_kernel(1.1))
-    with pytest.raises(
-        UserError, match=r"FlashAttention 2 computes something else .*\(relative errors 0\.1, 0\.1, 0\.1, 0\.1"
-    ):
+    _play_torch(monkeypatch, 1.1)
+    told = r"FlashAttention 2 computes something else .*\(relative errors 0\.1, 0\.1, 0\.1, 0\.1"
+    with pytest.raises(UserError, match=told):
         check(FLASH_2, CPU, torch.bfloat16, 32)
 
 
