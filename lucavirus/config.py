@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -47,6 +48,10 @@ def _told_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 # pydantic by itself tells a wrong value once for each type that it might have had.
 AutoOrCount = Annotated[PositiveInt | Literal["auto"], WrapValidator(_told_once)]
+# YAML reads `on` and `off` as true and false.
+AutoOrSwitch = Annotated[
+    Literal["auto", "on", "off"], BeforeValidator(lambda v: ("off", "on")[v] if isinstance(v, bool) else v)
+]
 
 
 class Model(Frozen):
@@ -156,7 +161,7 @@ class Run(Frozen):
         "auto", "ddp: every GPU holds all weights; fsdp: its share of them; auto: fsdp beyond 2 billion parameters"
     )
     recomputation: bool = setting(False, "compute each layer twice and keep less: a quarter slower, far less memory")
-    compile: Literal["auto", "on", "off"] = setting(
+    compile: AutoOrSwitch = setting(
         "auto", "torch.compile of the layers; auto: on an A100 or newer, where there is gcc, unless deterministic"
     )
     deterministic: bool = setting(

@@ -91,21 +91,32 @@ def _take_out(group: Any, where: Location) -> bool:
 
 
 def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]]) -> dict[str, Any]:
-    training = _group(raw, "training", problems)
-    model = _group(raw, "model", problems)
+    training, model = (_group(raw, key, problems) for key in ("training", "model"))
+    for key in _SHARED:
+        if key in raw and raw[key] is None:  # it has replaced the group of config.yaml, whose values nobody took back
+            problems.append(((key,), "is empty: put settings below it, or remove the line"))
     runs = {}
     for name, own in _group(raw, "runs", problems).items():
         if not isinstance(own, Mapping | None):
             problems.append((("runs", name), "must be a group of settings (`name: value` lines)"))
             continue
-        own = own or {}
-        run = {**training, **own}
-        own_model = own.get("model") or {}
-        if isinstance(own_model, Mapping):
-            run["model"] = {**model, **own_model}
+        own = {key: value for key, value in (own or {}).items() if key != "model" or value is not None}
+        run = _merged({**training, "model": model}, own)
         run["stop_after"] = run.get("stop_after") or {}
         runs[name] = run
     return {**{key: value for key, value in raw.items() if key not in _SHARED}, "runs": runs}
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both, one's own last; groups in them too."""
+    return dict(shared) | {
+        key: _merged(shared[key], value) if _is_group(value) and _is_group(shared.get(key)) else value
+        for key, value in own.items()
+    }
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _group(raw: Mapping[str, Any], key: str, problems: list[tuple[Location, str]]) -> dict[str, Any]:
@@ -127,15 +138,15 @@ def _expand_files(raw: dict[str, Any], made: Collection[str], problems: list[tup
                 if key in source:
                     source[key] = _found(source[key], ("sources", n, key), made, problems)
         sources.append(source)
-    vocabularies = raw.get("vocabularies")
-    for task, name in vocabularies.items() if isinstance(vocabularies, Mapping) else ():
-        _found(name, ("vocabularies", task), made, problems)
-    if raw.get("model_dirpath"):
-        _found(raw["model_dirpath"], ("model_dirpath",), made, problems)
-    for run, own in raw["runs"].items():
-        if own.get("model_dirpath"):
-            _found(own["model_dirpath"], ("runs", run, "model_dirpath"), made, problems)
-    return {**raw, "sources": sources}
+    raw = {**raw, "sources": sources}
+    if isinstance(vocabularies := raw.get("vocabularies"), Mapping):
+        found = {task: _found_one(name, ("vocabularies", task), made, problems) for task, name in vocabularies.items()}
+        raw["vocabularies"] = found
+    for where, group in (((), raw), *((("runs", name), run) for name, run in raw["runs"].items())):
+        if group.get("model_dirpath"):
+            place = (*where, "model_dirpath")
+            group["model_dirpath"] = _found_one(group["model_dirpath"], place, made, problems)
+    return raw
 
 
 def _found(names: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
@@ -144,12 +155,36 @@ def _found(names: Any, where: Location, made: Collection[str], problems: list[tu
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return names
     found = []
-    for name in map(os.path.expanduser, names):
+    for name in map(_plain, names):
         hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
-        if not hits:
-            problems.append((where, f"no such file: {name} (put it there, or fill in your own path on this line)"))
-        found += hits or [name]
+        found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
     return found
+
+
+def _found_one(name: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
+    """The same for a setting that is one file or folder, and no pattern."""
+    if not isinstance(name, str):
+        return name
+    name = _plain(name)
+    there = name in made or os.path.exists(name)
+    return _allowed(name, where, problems) if there else _missing(name, where, problems)
+
+
+def _plain(name: str) -> str:
+    """A path as Snakemake takes it: the home folder by its name, no empty parts."""
+    name = os.path.expanduser(name)
+    return os.path.normpath(name) if "//" in name else name
+
+
+def _allowed(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
+    if any(letter in name for letter in "{}<>"):
+        problems.append((where, f"Snakemake takes {{ }} < > in a path for its own: {name} (rename it, or give a link)"))
+    return name
+
+
+def _missing(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
+    problems.append((where, f"no such file: {name} (put it there, or fill in your own path on this line)"))
+    return name
 
 
 def _follows_from_another(detail: Any) -> bool:

@@ -34,10 +34,16 @@ def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
+        lock = open(work / "lock", "a+")  # noqa: SIM115 (closed below)
     except (FileExistsError, NotADirectoryError) as error:
         hint = "`work` may be a link: is the disk that it leads to mounted?"
         raise UserError("cannot be made a folder", where=str(error.filename), hint=hint) from None
-    with open(work / "lock", "a+") as lock:
+    except OSError as error:
+        hint = (
+            "whose folder is it, and is its disk mounted for writing and not full? `work` may be a link to another one"
+        )
+        raise UserError(f"cannot be written ({error.strerror})", where=str(error.filename), hint=hint) from None
+    with lock:
         deadline = time.monotonic() + patience
         while owner := _owner(lock) if not _taken(lock) else _owning_job(lock):
             if time.monotonic() >= deadline:

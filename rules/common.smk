@@ -42,6 +42,14 @@ class ConfigurationError(WorkflowError):
     __traceback__ = None
 
 
+def unwritable(error: OSError) -> ConfigurationError:
+    """The message for a folder in which nothing can be written."""
+    return ConfigurationError(
+        f"{error.filename}: cannot be written ({error.strerror})\n  What to do: work in a clone of your own, on a disk that "
+        "is mounted for writing and not full"
+    )
+
+
 def settings() -> Settings:
     """The validated settings; every mistake in them ends the workflow with one message."""
     base = os.path.abspath("config/config.yaml")
@@ -65,10 +73,13 @@ def write_settings() -> None:
     rewrite the file in one run of Snakemake and start the stages that it concerns only in the next.
     """
     file = Path(SETTINGS_FILE)
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(SETTINGS.model_dump_json(indent=2))
-    unfinished.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(SETTINGS.model_dump_json(indent=2))
+        unfinished.replace(file)
+    except OSError as error:
+        raise unwritable(error) from None
 
 
 def refuse_second_trainings() -> None:
@@ -95,9 +106,8 @@ def alternatives(names) -> str:
 
 
 def source_files(*names) -> list[str]:
-    """Input files of the named sources, labels included, each once; braces in their names are no wildcards."""
-    files = dict.fromkeys(file for name in names for file in (*SOURCES[name].files, *SOURCES[name].annotations))
-    return [file.replace("{", "{{").replace("}", "}}") for file in files]
+    """Input files of the named sources, labels included, each once."""
+    return list(dict.fromkeys(file for name in names for file in (*SOURCES[name].files, *SOURCES[name].annotations)))
 
 
 def datasets(run) -> list[str]:
@@ -222,6 +232,12 @@ def gpus_of_node(wildcards):
     return ":".join(str(word) for word in words if word) if on_slurm() and gpus_asked(wildcards) else None
 
 
+def gpus_of_gres(gres) -> int:
+    """The number in gpu:h100:8; a profile may ask for another one than the run."""
+    number = str(gres or 0).rsplit(":", 1)[-1]
+    return int(number) if number.isdigit() else 1
+
+
 # With `mpi` a rule runs in the job itself, where its own srun starts a step on all nodes. Without, it runs in a step on
 # one node, in which no srun reaches the others and only the first process gets the signals: Snakemake.
 
@@ -249,7 +265,7 @@ def cpus_of_task(wildcards) -> int:
 
 def ranks(wildcards, resources) -> int:
     """Processes on a node: one a GPU of the job, without GPU as the run says."""
-    gpus = gpus_asked(wildcards) if on_slurm() else resources.get("gpu", 0)
+    gpus = gpus_of_gres(resources.get("gres")) if on_slurm() else resources.get("gpu", 0)
     return gpus or SETTINGS.runs[wildcards.run].cpu_ranks
 
 

@@ -12,8 +12,11 @@ from lucavirus.guard import NO_LOCKS
 def hold_kernel_lock() -> int:
     """A descriptor that stays open, and locked, as long as this process; dead processes' locks are cleared away."""
     folder = Path(".snakemake")
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder / "alive.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder / "alive.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError as error:
+        raise unwritable(error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for lock in (folder / "locks").glob("*.lock"):

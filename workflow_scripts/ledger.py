@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="results/{project}: shards and datasets")
     parser.add_argument("--epoch", type=int, help="only this epoch, counted from 0")
     args = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     table.writerow(["epoch", "update", "sample"])
     table.writerows(gone_through(args.checkpoint, args.data, args.epoch))

@@ -138,6 +138,10 @@ def test_the_example_names_only_files_to_fill_in(root: Path, shipped: dict[str, 
         ({"project": "a/b"}, "project: string should match pattern"),
         ({"sources": []}, "sources: tuple should have at least 1 item"),
         ({"model": 3}, "model: must be a group of settings"),
+        # An overlay's `training:` with nothing below it replaces the whole group.
+        ({"training": None}, "training: is empty: put settings below it, or remove the line"),
+        ({"model": None}, "model: is empty: put settings below it, or remove the line"),
+        ({"training": {"compile": "yes"}}, "training.compile: input should be 'auto', 'on' or 'off' (given: 'yes')"),
     ],
 )
 def test_a_mistake_is_told(shipped: dict[str, Any], change: dict[str, Any], message: str) -> None:
@@ -204,6 +208,43 @@ def test_a_run_changes_single_settings_of_what_all_share(shipped: dict[str, Any]
     mine, full = settings.runs["mine"], settings.runs["full"]
     assert (mine.seed, mine.model.num_attention_layers, mine.model.hidden_size) == (7, 5, 64)
     assert mine.model_copy(update={"seed": full.seed, "model": full.model}) == full
+
+
+def test_a_run_changes_single_settings_of_groups_within_what_all_share(shipped: dict[str, Any]) -> None:
+    own = {"model": {"head_size": {"gene_type": 64}}, "task_weights": {"gene_type": 1.0}, "stop_after": {"updates": 5}}
+    shared = {"training": {"task_weights": {"prot_site": 0.5}, "stop_after": {"minutes": 3}}, "runs": {"mine": own}}
+    runs = load_settings(merged(shipped, shared), made=MADE).runs
+    assert runs["mine"].model.head_size == runs["full"].model.head_size | {"gene_type": 64}
+    assert set(runs["full"].model.head_size.values()) == {32} and len(runs["full"].model.head_size) == 7
+    assert runs["mine"].task_weights == {"prot_site": 0.5, "gene_type": 1.0}
+    assert (runs["mine"].stop_after.updates, runs["mine"].stop_after.minutes) == (5, 3)
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_a_switch_may_be_written_as_yaml_reads_it(shipped: dict[str, Any], written: str, meant: str) -> None:
+    raw = merged(shipped, yaml.safe_load(f"training: {{compile: {written}}}"))
+    assert load_settings(raw, made=MADE).runs["full"].compile == meant
+
+
+def test_home_folders_and_empty_parts_of_paths(
+    shipped: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    for name in ("a.fasta", "b.fasta", "x{run}.fasta", "types.txt"):
+        (tmp_path / name).touch()
+    source = {"name": "s", "files": ["~/?.fasta", f"{tmp_path}//a.fasta"], "kind": "gene"}
+    own = {"sources": [source], "model_dirpath": "~/m", "run": "full", "vocabularies": {"gene_type": "~/types.txt"}}
+    raw = merged(shipped, own | {"training": {"model_dirpath": "~/m"}, "trained_checkpoint": 1})
+    settings = load_settings(raw, made=MADE)
+    assert settings.sources[0].files == (f"{tmp_path}/a.fasta", f"{tmp_path}/b.fasta", f"{tmp_path}/a.fasta")
+    assert settings.vocabularies == {"gene_type": f"{tmp_path}/types.txt"}
+    assert settings.model_dirpath == settings.runs["full"].model_dirpath == f"{tmp_path}/m"
+    # One file is no pattern, and Snakemake cannot take every name.
+    source["files"] = "~/x*.fasta"
+    told = mistakes(raw | {"vocabularies": {"gene_type": "~/type?.txt"}})
+    assert f"vocabularies.gene_type: no such file: {tmp_path}/type?.txt" in told
+    assert f"Snakemake takes {{ }} < > in a path for its own: {tmp_path}/x{{run}}.fasta (rename it" in told
 
 
 def test_the_stages_read_what_was_written(shipped: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -94,4 +95,16 @@ def test_a_job_on_another_node_holds_the_folder_where_no_lock_reaches(
 def test_a_work_folder_on_a_disk_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "work").symlink_to(tmp_path / "not mounted")
     with pytest.raises(UserError, match="is the disk that it leads to mounted"), only_owner(tmp_path / "work/p/r"):
+        pass
+
+
+def test_a_work_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "work"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(UserError, match=r"work: cannot be written \(Read-only file system\)"),
+        only_owner(tmp_path / "work"),
+    ):
         pass

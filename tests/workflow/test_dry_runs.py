@@ -207,6 +207,16 @@ def test_the_slurm_profile_may_name_the_gpu_model(snakemake: Snakemake) -> None:
 
 
 @pytest.mark.usefixtures("openvirus")
+def test_the_slurm_profile_may_give_a_job_fewer_gpus_than_the_recipe(snakemake: Snakemake) -> None:
+    for gres, ranks in (("gpu:4", 4), ("gpu:h100:2", 2), ("gpu", 1)):
+        fewer = ("--set-resources", f"train:gres='{gres}'", f"evaluate:gres='{gres}'")
+        dry = snakemake("--profile", "slurm", "-n", "evaluate_full", *fewer)
+        for script in ("train.py", "evaluate.py"):
+            (line,) = commands(dry, script)
+            assert f"--nproc-per-node {ranks} workflow_scripts/{script}" in line
+
+
+@pytest.mark.usefixtures("openvirus")
 def test_the_workstation_profile_takes_the_gpus_there_are(snakemake: Snakemake) -> None:
     dry = snakemake("--profile", "profiles/workstation", "-n", "train_full", gpus="0,1")
     (line,) = commands(dry, "train.py")
@@ -257,3 +267,11 @@ def test_snakefmt_finds_nothing(root: Path) -> None:
 
 def test_the_snakefile_is_short(root: Path) -> None:
     assert len((root / "Snakefile").read_text().splitlines()) <= 50
+
+
+def test_settings_that_cannot_be_written_are_told(snakemake: Snakemake, tree: Path) -> None:
+    (tree / "results/demo/settings.json").mkdir(parents=True)
+    run = snakemake("tokenize")
+    assert run.returncode == 1 and "Traceback" not in said(run)
+    assert "settings.json" in said(run) and "cannot be written (Is a directory)" in said(run)
+    assert "What to do: work in a clone of your own" in said(run)
