@@ -312,6 +312,17 @@ def test_gpus_that_only_emulate_16_bits_compute_in_32(
     assert make_compute(RUN, torch.device("cuda")).dtype == dtype
 
 
+@pytest.mark.parametrize(("given", "found"), [(777, 777), ("auto", 4096)])
+def test_the_tokens_of_a_pack_are_those_that_the_run_says_or_by_the_size_of_the_model(
+    given: int | str, found: int
+) -> None:
+    run = RUN.model_copy(update={"max_tokens_per_pack": given})
+    updater = Updater(LucaVirus(ARCHITECTURE), run, make_compute(run, ALONE.device), 1000, ALONE)
+    assert training_capacity(updater, CLASSES) == evaluation_capacity(ARCHITECTURE, run, ALONE.device) == found
+    # 64 MB by 68 bytes times 12 layers times 48.
+    assert cpu_capacity(Architecture(48, 12, 4, 400, {})) == int(64e6 / (68 * 12 * 48)) // 32 * 32 == 1632
+
+
 def test_sizes_without_a_gpu() -> None:
     assert cpu_capacity(ARCHITECTURE) == 4096 and cpu_capacity(Architecture(2560, 12, 20, 3074, {})) == 1024
     assert evaluation_capacity(ARCHITECTURE, RUN.model_copy(update={"max_tokens_per_pack": 777}), ALONE.device) == 777

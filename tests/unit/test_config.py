@@ -12,7 +12,7 @@ import yaml
 
 from lucavirus import config_docs
 from lucavirus.config import OPERATIONAL, Run, Settings
-from lucavirus.config_load import load_settings, read_settings
+from lucavirus.config_load import chosen_run, load_settings, read_settings
 from lucavirus.demo import FILES
 from lucavirus.errors import UserError
 from lucavirus.tasks import SUPERVISED, TASKS
@@ -156,6 +156,24 @@ def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], t
     assert found.splitlines()[0] == "the configuration has 2 mistakes:"
     assert f"training.seed ({overlay}:2): " in found
     assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
+
+
+def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: dict[str, Any]) -> None:
+    raw = merged(shipped, {"model": {"hiden_size": 3, "max_length": "x"}, "training": {"sed": 1}})
+    first, *lines = mistakes(raw).splitlines()
+    assert first == "the configuration has 3 mistakes:"
+    assert sorted(line.split(":")[0].strip() for line in lines) == [
+        "model.hiden_size",
+        "model.max_length",
+        "training.sed",
+    ]
+
+
+def test_a_run_may_change_nothing(shipped: dict[str, Any]) -> None:
+    settings = load_settings(merged(shipped, {"runs": {"mine": None}}), made=MADE)
+    assert settings.runs["mine"] == settings.runs["full"] == chosen_run(settings, "mine")
+    with pytest.raises(UserError, match="there is no run yours"):
+        chosen_run(settings, "yours")
 
 
 def test_what_goes_together_is_looked_at_beside_wrong_settings(shipped: dict[str, Any]) -> None:

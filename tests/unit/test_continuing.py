@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lucavirus.checkpoint import save_checkpoint
-from lucavirus.continuing import rewind, set_aside
+from lucavirus.continuing import changed_settings, rewind, set_aside
 
 FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights")}
 
@@ -39,3 +39,12 @@ def test_going_back_keeps_the_best_weights_of_what_is_set_aside(tmp_path: Path) 
     aside = tmp_path / "set-aside/001"
     assert [path.name for path in (aside / "best").iterdir()] == ["step-3"]
     assert [path.name for path in (aside / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_a_change_is_one_since_the_newest_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    assert changed_settings(tmp_path, {"seed": 1}) == []
+    for step, seed in ((9, 1), (10, 2), (11, 3)):
+        fingerprint = {"seed": seed, "sequences": "abc"}
+        save_checkpoint(tmp_path / "checkpoints", step, {}, {"fingerprint": fingerprint})
+    (tmp_path / "checkpoints/step-11/state.json").write_text("")
+    assert changed_settings(tmp_path, {"seed": 4, "new": 1}) == ["seed: 2 -> 4", "new: None -> 1"]

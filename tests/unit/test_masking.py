@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.masking import corrupt, random_letters, sample_keys
+from lucavirus.masking import EVALUATION_EPOCH, corrupt, random_letters, sample_keys
 from lucavirus.tasks import MOLECULES
 
 GENE, PROT = alphabet.letters("gene"), alphabet.letters("prot")
@@ -85,3 +85,12 @@ def test_a_sequence_in_which_none_was_chosen_gets_one_mask() -> None:
     forced = (chosen & (corrupted == alphabet.MASK)).reshape(count, 2)[per_sequence == 1]
     # Nearly all are forced here, and the place is random.
     assert forced.any(1).mean() > 0.99 and abs(forced[:, 0].mean() - 0.5) < 0.05
+
+
+def test_the_masks_of_a_version_stay() -> None:
+    key = sample_keys(1111, 2, np.array([7]))
+    corrupted, chosen = corrupt(np.full(60, PROT[0], np.uint8), np.array([0, 60]), key, 0.3, PROT)
+    where = [1, 2, 3, 4, 6, 13, 15, 17, 19, 21, 25, 26, 30, 34, 40, 42, 48, 52, 56, 59]
+    assert np.flatnonzero(chosen).tolist() == where
+    assert corrupted[where].tolist() == [4, 4, 4, 25, 4, 10, *[4] * 13, 12]
+    assert EVALUATION_EPOCH == 2**32

@@ -122,5 +122,6 @@ def test_gradients_gather_in_one_buffer_and_are_clipped() -> None:
     clipped = gradients.flat.clone()
     assert clip(gradients, 10.0) == pytest.approx(1.0) and gradients.flat.equal(clipped)
     assert clipped.tolist() == pytest.approx([6 / 40**0.5, 0, 2 / 40**0.5])
+    assert clip(gradients, 1.2) == pytest.approx(1.0) and gradients.flat.equal(clipped)
     gradients.flat[0] = torch.inf
     assert clip(gradients, 1.0) == torch.inf and gradients.flat[1:].equal(clipped[1:])

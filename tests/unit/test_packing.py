@@ -11,8 +11,8 @@ import torch
 from lucavirus import alphabet
 from lucavirus.attention import make_layout
 from lucavirus.config import Model, Run
-from lucavirus.labels import keyword_targets, paint
-from lucavirus.losses import sequence_losses
+from lucavirus.labels import keyword_targets, mask, paint
+from lucavirus.losses import row_losses, sequence_losses
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.packing import Fill, make_pack, make_parcel
 from lucavirus.packs import IGNORED, Pack, Sample, TaskLabels
@@ -202,3 +202,19 @@ def test_attention_stays_within_a_sequence() -> None:
 
     changed = _sample(0, 1, samples[0].tokens[::-1].tolist())
     torch.testing.assert_close(hidden(samples[0]), hidden(changed), atol=0, rtol=0)
+
+
+def test_random_tokens_are_drawn_as_the_run_says() -> None:
+    found = {}
+    for choice in ("molecule", "all"):
+        run = RUN.model_copy(update={"random_tokens": choice, "mask_probability": 0.5})
+        sample = _sample(0, 0, [int(alphabet.letters("gene")[0])] * 3000)
+        _, [(_, corrupted)] = mask([sample], "gene_mask", run, 0)
+        found[choice] = set(corrupted.tolist()) - {alphabet.MASK}
+    assert found["molecule"] == set(alphabet.letters("gene").tolist())
+    assert found["all"] == set(range(1, 39)) - {alphabet.MASK}
+
+
+def test_a_row_with_one_known_class_has_the_loss_of_that_class() -> None:
+    targets = torch.tensor([[1, IGNORED, IGNORED]], dtype=torch.int8)
+    assert row_losses(torch.tensor([[3.0, 1.0, 50.0]]), targets).tolist() == pytest.approx([np.log1p(np.exp(-3.0))])

@@ -8,6 +8,8 @@ import pytest
 from lucavirus.config import ORDER, Run
 from lucavirus.continuing import differences
 from lucavirus.counters import permute
+from lucavirus.flops import encoder_flops
+from lucavirus.model import Architecture
 from lucavirus.plan import Plan, automatic_max_steps, crosses, pack, sequence_costs, share
 
 
@@ -109,3 +111,10 @@ def test_plan_of_the_full_recipe() -> None:
     plan = Plan.of(Run(), 15_718_611)
     assert (plan.sequences_per_update, plan.updates_per_epoch, plan.updates) == (256, 61_401, 245_604)
     assert plan.position(6250).step == 200_000
+
+
+def test_costs_are_the_work_of_the_encoder() -> None:
+    architecture = Architecture(64, 3, 4, 1024, {})
+    costs = sequence_costs(np.array([3, 100, 3074]), 64)
+    work = [encoder_flops(architecture, length, length**2) for length in (3, 100, 3074)]
+    assert (costs / costs[0]).tolist() == pytest.approx([each / work[0] for each in work])

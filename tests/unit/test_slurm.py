@@ -204,3 +204,9 @@ def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPa
     assert ("scontrol", "requeue", "7") not in asked
     slurm.requeue("7")
     assert asked[-1] == ("scontrol", "requeue", "7")
+
+
+def test_without_slurm_no_job_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 0.0)
+    assert slurm.living("7") is None

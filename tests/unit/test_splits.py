@@ -33,6 +33,18 @@ def test_numbers_take_that_many_sequences() -> None:
     assert [len(np.unique(PARENTS[assigned == n])) for n in range(3)] == [3850, 100, 50]
 
 
+def test_one_sequence_is_a_number() -> None:
+    for dev, test in ((1, 1), (1, 0), (0, 1)):
+        assigned = assign(PARENTS, FREE, Split(dev=dev, test=test))
+        assert [len(np.unique(PARENTS[assigned == n])) for n in range(3)] == [4000 - dev - test, dev, test]
+
+
+def test_a_source_may_name_the_training_set() -> None:
+    fixed = FREE.copy()
+    fixed[:600] = 0
+    assert (assign(PARENTS, fixed, Split(dev=0.5, test=0.4))[:600] == 0).all()
+
+
 def test_a_source_may_name_its_split() -> None:
     fixed = FREE.copy()
     fixed[:600] = 2

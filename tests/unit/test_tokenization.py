@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -226,3 +227,36 @@ def test_shards_with_class_ids_of_other_vocabularies_are_not_put_together(
         tokenize_source(settings, name, tmp_path / "vocabularies", tmp_path / "shards" / name, ALONE)
     with pytest.raises(UserError, match="of other label vocabularies than those of a/00000-000.h5"):
         make_datasets(settings, tmp_path / "shards", tmp_path / "datasets", ALONE)
+
+
+def test_data_sets_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    files = {
+        "train": write("train.fa", ">a\nMKVLAW\n>b\nMKVL\n"),
+        "dev": write("dev.fa", f">c\nMKVLAW\n>d\nMK\n>e\n{'MKVLAWGQRS' * 4000}\n"),  # c is in train too
+        "test": write("test.fa", ">f\nM\n"),
+    }
+    names = {task: write(f"{task}.txt", "A\nB\n") for task in SUPERVISED}
+    sources = [{"name": split, "files": [file], "kind": "prot", "split": split} for split, file in files.items()]
+    given = {"project": "p", "runs": {"full": {}}, "vocabularies": names, "sources": sources}
+    settings, out = Settings.model_validate(given), tmp_path / "datasets"
+    build_vocabularies(settings, tmp_path / "vocabularies")
+    for name in files:
+        tokenize_source(settings, name, tmp_path / "vocabularies", tmp_path / "shards" / name, ALONE)
+    make_datasets(settings, tmp_path / "shards", out, ALONE)
+    found = {}
+    for split in files:
+        arrays, attributes = map_arrays(out / f"prot/{split}.h5", FORMAT, VERSION)
+        found[split] = (arrays["shard"].tolist(), arrays["row"].tolist(), arrays["length"].tolist())
+        assert (attributes["molecule"], attributes["split"]) == ("prot", split)
+        assert attributes["tokens"] == sum(found[split][2]) and attributes["sequences"] == len(found[split][0])
+    assert found == {"train": ([0, 0], [0, 1], [6, 4]), "dev": ([1, 1], [1, 2], [2, 40_000]), "test": ([2], [0], [1])}
+    table = pd.read_csv(out / "summary.tsv", sep="\t").set_index(["molecule", "split"])
+    assert table.loc["prot"].to_dict("list") == {
+        "sequences": [2, 2, 1], "tokens": [10, 40_002, 1], "dropped": [0, 1, 0], "min_length": [4, 2, 1],
+        "median_length": [5, 20_001, 1], "mean_length": [5, 20_001, 1], "max_length": [6, 40_000, 1],
+    }  # fmt: skip
+    assert not table.loc["gene"].to_numpy().any()
+    lengths = pd.read_csv(out / "lengths.tsv", sep="\t")
+    sums = lengths.groupby(["molecule", "split"])["sequences"].sum()["prot"].to_dict()
+    assert sums == {"dev": 2, "test": 1, "train": 2}
+    assert (lengths["from"].min(), lengths["to"].max()) == (1, 40_001) and len(set(lengths["from"])) == 40

@@ -1,0 +1,116 @@
+"""Saving in the background: whole copies, told failures, and what is kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lucavirus import checkpoint
+from lucavirus.config import Run
+from lucavirus.errors import UserError
+from lucavirus.optimizer import make_optimizer
+from lucavirus.state import PLACE, STATISTICS, Checkpoints, State, read_fingerprint, read_state, restore_moments
+from tests.tiny import ALONE
+
+
+def _save(place: Checkpoints, step: int, model: torch.nn.Module, best: int | None = None) -> None:
+    state = State(update=step, best={"step": best} if best else None)
+    place.save(step, model, make_optimizer(model, Run()), state, {"seed": 1}, Run(keep_last=2))
+
+
+def test_a_save_waits_for_the_one_before_it_whose_copy_it_overwrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.save_checkpoint
+
+    def slowly(*arguments: Any) -> Path:
+        time.sleep(0.2)
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slowly)
+    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1, bias=False)
+    for step in (1, 2):
+        torch.nn.init.constant_(model.weight, step)
+        _save(place, step, model)
+    torch.nn.init.constant_(model.weight, 3)
+    place.save_best(model, {"step": 3, "loss": 0.5})
+    torch.nn.init.constant_(model.weight, 4)
+    place.finish()
+    for path, value in (("checkpoints/step-1", 1), ("checkpoints/step-2", 2), ("best/step-3", 3)):
+        assert load_file(tmp_path / path / "model.safetensors")["weight"].tolist() == [[value, value]]
+    assert read_state(tmp_path / "checkpoints/step-2").update == 2
+    assert read_fingerprint(tmp_path / "checkpoints/step-2") == {"seed": 1}
+
+
+def test_a_save_that_failed_is_told_once_by_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Path:
+        raise UserError("no space")
+
+    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail)
+    for again in (lambda: _save(place, 2, model), lambda: place.save_best(model, {"step": 2}), place.finish):
+        _save(place, 1, model)
+        with pytest.raises(UserError, match="no space"):
+            again()
+        place.finish()
+
+
+def test_best_weights_stay_while_a_checkpoint_speaks_of_them(tmp_path: Path) -> None:
+    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1)
+
+    def there(folder: str) -> list[int]:
+        return sorted(int(path.name[5:]) for path in (tmp_path / folder).iterdir())
+
+    found = []
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3)):
+        if step == best:
+            place.save_best(model, {"step": step})
+        _save(place, step, model, best)
+        place.finish()
+        found.append((there("checkpoints"), there("best")))
+    assert found == [([1], [1]), ([1, 2], [1]), ([2, 3], [1, 3]), ([3, 4], [3])]
+    assert place.best(read_state(place.at(4)), place.at(4)) == tmp_path / "best/step-3"
+    assert place.best(State(), place.at(4)) == place.at(4) == place.newest(ALONE, [])
+
+
+def test_best_weights_stay_while_a_checkpoint_cannot_say_whether_it_speaks_of_them(tmp_path: Path) -> None:
+    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1)
+    for step in (1, 2):
+        place.save_best(model, {"step": step})
+        _save(place, step, model, step)
+    place.finish()
+    (place.at(2) / "state.json").write_text("")
+    _save(place, 3, model, 2)
+    place.finish()
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"step-1", "step-2"}
+
+
+def test_moments_come_back_where_they_were(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    optimizer = make_optimizer(model, Run())
+    model[0](torch.randn(4, 3)).square().sum().backward()  # the second layer has no gradient, and no moments
+    optimizer.step()
+    place = Checkpoints(tmp_path)
+    place.save(1, model, optimizer, State(), {}, Run())
+    place.finish()
+    other = make_optimizer(model, Run())
+    restore_moments(place.at(1), model, other)
+    assert set(other.state) == set(optimizer.state) == set(model[0].parameters())
+    for parameter, moments in optimizer.state.items():
+        assert all(torch.equal(other.state[parameter][key], moments[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_an_update_is_counted_and_one_skipped_is_not_averaged() -> None:
+    state, statistics = State(), [0.0] * len(STATISTICS)
+    statistics[PLACE["sequences"]], statistics[PLACE["tokens"]], statistics[PLACE["loss"]] = 4.0, 90.0, 2.0
+    for skipped in (False, True, True):
+        state.add(statistics, skipped=skipped)
+    assert (state.update, state.sequences, state.tokens, state.skipped) == (3, 12, 270, 2)
+    assert state.window == statistics
+    state.add(statistics, skipped=False)
+    assert state.skipped == 0 and state.window[PLACE["loss"]] == 4.0
