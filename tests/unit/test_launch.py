@@ -20,6 +20,14 @@ REPORT = "from lucavirus.errors import UserError, run_stage\n"
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """A closed terminal's signal as it is by itself: the tests may run under nohup, which their programs would heed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start the launcher on a program given as text; its log is tmp_path/log."""
