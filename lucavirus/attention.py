@@ -27,17 +27,15 @@ PLAIN, FLASH_2, FLASH_4 = "scaled_dot_product_attention", "FlashAttention 2", "F
 class Layout:
     """Where the sequences of a pack lie, among the tokens that attend and among those attended to.
 
-    Built once a pack, used by every layer. The kernels for variable lengths need no `groups` (None), but the
-    boundaries `queries` and `keys`, int32 on the device, whose last one may be repeated, and a bound of the longest
-    sequence.
+    Built once a pack, used by every layer. The kernels for variable lengths need no `groups`, but the boundaries
+    `queries` and `keys`, int32 on the device, whose last one may be repeated, and a bound of the longest sequence.
     """
 
     kernel: str
-
     queries: Tensor
     keys: Tensor
     longest: int
-    groups: tuple[Group, ...] | None = None
+    groups: tuple[Group, ...] = ()
 
 
 class Group(NamedTuple):
@@ -91,7 +89,7 @@ def attend(q_RHD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout) -> Tenso
     """Bidirectional softmax attention within each sequence, scaled by D^-0.5; returns (R, H, D)."""
     if layout.kernel == FLASH_4:
         return flash.attend(q_RHD, k_THD, v_THD, layout.queries, layout.keys)
-    if layout.groups is None:
+    if layout.kernel == FLASH_2:
         # Here, because the import costs each process on a CPU a second and 70 MB for nothing.
         from torch.nn.attention.varlen import varlen_attn
 

@@ -41,7 +41,7 @@ def import_weights(model: LucaVirus, folder: Path) -> Imported:
 
     Reads `model.safetensors`, `pytorch.pth` or `pytorch_model.bin`, with the original's or the Hugging Face names, and
     `config.json` where it is. Heads are numbered by the folder's tasks where it names them, as our own do, else alike.
-    Raises UserError where there is none, it cannot be read, or its encoder is of another size.
+    Raises UserError where there is none, it cannot be read, or its layers are of another size.
     """
     config = _read_config(folder)
     found = {original_name(name): tensor for name, tensor in _read(folder).items()}
@@ -63,14 +63,14 @@ def import_weights(model: LucaVirus, folder: Path) -> Imported:
 def _require_size(
     model: LucaVirus, config: Mapping[str, Any], own: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path
 ) -> None:
-    """Raise UserError for an encoder of other shapes or attention heads: nothing learned would be left of it."""
+    """Raise UserError for layers of other shapes or attention heads: nothing learned would be left of them."""
     hint = (
         "give the folder of a LucaOne or LucaVirus checkpoint of the same size, or set the sizes of `model` to its own"
     )
-    encoder = [name for name in own if name in found and not name.startswith(_HEADS)]
-    if not any(name.startswith("layers.") for name in encoder):
+    layers = [name for name in own if name in found and name.startswith("layers.")]
+    if not layers:
         raise UserError("no tensor has the name of one in this model's layers", where=str(folder), hint=hint)
-    for name in encoder:
+    for name in layers:
         if found[name].shape != own[name].shape:
             sizes = (" x ".join(map(str, tensor.shape)) for tensor in (found[name], own[name]))
             raise UserError("{} is {}, in this model {}".format(name, *sizes), where=str(folder), hint=hint)

@@ -90,7 +90,7 @@ def test_an_empty_pack_adds_nothing() -> None:
 def test_the_last_layer_of_wanted_tokens_changes_no_loss_and_no_gradient() -> None:
     packs = made_packs()
     assert max(len(pack.wanted) / len(pack.tokens) for pack in packs) < 0.7
-    groups = [make_layout(pack.offsets, ALONE.device, pack.wanted).groups or () for pack in packs]
+    groups = [make_layout(pack.offsets, ALONE.device, pack.wanted).groups for pack in packs]
     assert {group.mask is None for of_pack in groups for group in of_pack} == {True, False}
     whole = [replace(pack, wanted=torch.arange(len(pack.tokens))) for pack in packs]
     _assert_same(_update(whole), _update(packs))

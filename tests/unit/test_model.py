@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        (Architecture(16, 2, 4, 20, SMALL.heads), "embed_tokens.weight is 39 x 16, in this model 39 x 32"),
+        (Architecture(16, 2, 4, 20, SMALL.heads), "layers.0.pre_layer_norm.weight is 16, in this model 32"),
         (Architecture(32, 2, 8, 20, SMALL.heads), r"has 8 attention heads \(config.json\), this model 4"),
     ],
 )
