@@ -71,7 +71,7 @@ class Ranks:
         return range(self.rank, count, self.world_size)
 
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        """Every rank's array, in the order of ranks, on every rank; shapes may differ in the first dimension."""
+        """Every rank's array, in the order of ranks, on the first rank, none elsewhere; first dimensions may differ."""
         if self.world_size == 1:
             return [array]
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
@@ -80,8 +80,10 @@ class Ranks:
         room = np.zeros((int(sizes.max()), *array.shape[1:]), array.dtype)
         room[: len(array)] = array
         sent = torch.from_numpy(room).to(self.device)
-        received = [torch.empty_like(sent) for _ in range(self.world_size)]
-        dist.all_gather(received, sent)
+        received = [torch.empty_like(sent) for _ in range(self.world_size)] if self.first else []
+        dist.gather(sent, received if self.first else None)
+        if not self.first:
+            return []
         return [part[:size].cpu().numpy() for part, size in zip(received, sizes.tolist(), strict=True)]
 
 

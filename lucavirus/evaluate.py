@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,19 @@ Progress = Callable[[int, int], None]
 class _Collected:
     """What the packs of this rank gave: per sample and task a loss and a label count, and what the metrics need."""
 
-    def __init__(self, samples: int, tasks: list[str], metrics: bool) -> None:
+    def __init__(self, samples: int, tasks: list[str], classes: Mapping[str, int], metrics: bool) -> None:
         self.tasks, self.metrics = tasks, metrics
         self.losses = np.zeros((len(tasks), samples))
         self.counts = np.zeros((len(tasks), samples), np.int64)
-        self.pairs: dict[str, list[NDArray[np.int64]]] = {task: [] for task in tasks}
-        self.scores: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int8]]] = []
+        # For the metrics: samples, probabilities and truth (n, K), or pairs of classes and how often they occur.
+        self.columns: dict[str, list[tuple[NDArray[Any], ...]]] = {}
+        for task in tasks:
+            none = np.empty(0, np.int64)
+            if TASKS[task].multi_label:
+                shape = (0, classes[task])
+                self.columns[task] = [(none, np.empty(shape, np.float32), np.empty(shape, np.int8))]
+            else:
+                self.columns[task] = [(none, none)]
 
     def add(self, task: str, samples: NDArray[np.int64], logits: Tensor, labels: TaskLabels) -> None:
         number = self.tasks.index(task)
@@ -45,10 +52,16 @@ class _Collected:
         if not self.metrics:
             return
         if TASKS[task].multi_label:
-            self.scores.append((samples, logits.float().sigmoid().cpu().numpy(), targets))
+            self.columns[task].append((samples, logits.float().sigmoid().cpu().numpy(), targets))
         else:
-            codes = targets * logits.shape[1] + logits.argmax(1).cpu().numpy()
-            self.pairs[task].append(np.stack(np.unique(codes, return_counts=True), axis=1))
+            pairs = targets * logits.shape[1] + logits.argmax(1).cpu().numpy()
+            self.columns[task].append(np.unique(pairs, return_counts=True))
+
+    def gathered(self, task: str, ranks: Ranks) -> list[NDArray[Any]]:
+        """The columns of a task from all ranks, on the first rank; none elsewhere."""
+        mine = [np.concatenate(parts) for parts in zip(*self.columns[task], strict=True)]
+        everyone = [ranks.gather(column) for column in mine]
+        return [np.concatenate(parts) for parts in everyone if parts]
 
 
 @torch.no_grad()
@@ -70,7 +83,7 @@ def evaluate_split(
     each sample is computed by one rank, and sums run in the order of samples: the numbers are the same for any ranks.
     """
     tasks: list[str] = [task for task in run.tasks if not TASKS[task].supervised or task in classes]
-    collected = _Collected(len(dataset), tasks, metrics)
+    collected = _Collected(len(dataset), tasks, classes, metrics)
     packs = evaluation_packs(dataset, compute.capacity)
     mine = ranks.mine(len(packs))
     for done, number in enumerate(mine, start=1):
@@ -116,17 +129,15 @@ def _task_metrics(
     counts: NDArray[np.int64],
     ranks: Ranks,
 ) -> dict[str, Any]:
-    if not collected.metrics or not counts.any():
+    if not collected.metrics or not counts.any() or not (columns := collected.gathered(task, ranks)):
         return {}
     if TASKS[task].multi_label:
-        scores, truth = _all_scores(collected, classes[task], ranks)
-        if not ranks.first:
-            return {}
-        metrics, baseline = multi_label_metrics(scores, truth)
+        samples, scores, truth = columns
+        order = np.argsort(samples)
+        metrics, baseline = multi_label_metrics(scores[order], truth[order])
     else:
-        confusion = _all_pairs(collected.pairs[task], classes.get(task, len(alphabet.TOKENS)), ranks)
-        if not ranks.first:
-            return {}
+        pairs, times = columns
+        confusion = _confusion(pairs, times, classes.get(task, len(alphabet.TOKENS)))
         if TASKS[task].level == "token":
             metrics, baseline = masked_token_metrics(confusion, float((losses * counts).sum() / counts.sum()))
         else:
@@ -141,18 +152,8 @@ def _everywhere(mine: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
     return tensor.cpu().numpy()
 
 
-def _all_pairs(pairs: list[NDArray[np.int64]], classes: int, ranks: Ranks) -> Confusion:
-    mine = np.concatenate([np.empty((0, 2), np.int64), *pairs])
-    everyone = np.concatenate(ranks.gather(mine))
-    codes, inverse = np.unique(everyone[:, 0], return_inverse=True)
-    counts = np.zeros(len(codes), np.int64)
-    np.add.at(counts, inverse, everyone[:, 1])
-    return Confusion(codes // classes, codes % classes, counts)
-
-
-def _all_scores(collected: _Collected, classes: int, ranks: Ranks) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    empty = (np.empty(0, np.int64), np.empty((0, classes), np.float32), np.empty((0, classes), np.int8))
-    columns = [np.concatenate(parts) for parts in zip(empty, *collected.scores, strict=True)]
-    samples, scores, truth = (np.concatenate(ranks.gather(column)) for column in columns)
-    order = np.argsort(samples)
-    return scores[order], truth[order]
+def _confusion(pairs: NDArray[np.int64], times: NDArray[np.int64], classes: int) -> Confusion:
+    pairs, inverse = np.unique(pairs, return_inverse=True)
+    counts = np.zeros(len(pairs), np.int64)
+    np.add.at(counts, inverse, times)
+    return Confusion(pairs // classes, pairs % classes, counts)
