@@ -208,7 +208,7 @@ class Run(Frozen):
             elif self.final_learning_rate >= self.learning_rate:
                 yield "final_learning_rate must be below learning_rate"
         elif self.final_learning_rate is not None:
-            yield "final_learning_rate has a meaning only with `max_steps: auto`"
+            yield "final_learning_rate goes only with `max_steps: auto`: add `final_learning_rate: null` here"
         if self.gpus % self.nodes:
             yield f"nodes ({self.nodes}) must divide gpus ({self.gpus})"
         if isinstance(self.max_tokens_per_pack, int) and self.max_tokens_per_pack < self.model.max_length:

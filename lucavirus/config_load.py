@@ -38,7 +38,7 @@ def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Colle
     complete = _expand_files(_complete_runs(raw, problems), made, problems)
     problems += [_explain(detail, raw) for detail in _mistakes(complete)]
     if problems:
-        raise UserError(_message(problems, files))
+        raise UserError(_message(_once(problems, complete["runs"]), files))
     return Settings.model_validate(complete)
 
 
@@ -224,6 +224,13 @@ def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[tuple[Location, str]]:
+    """What is wrong in each run alike is wrong in what they share."""
+    whole = {name: {text for where, text in problems if where == ("runs", name)} for name in runs}
+    shared = set.intersection(*whole.values()) if len(whole) > 1 else set()
+    return [(("training",) if text in shared and where[:1] == ("runs",) else where, text) for where, text in problems]
 
 
 def _message(problems: list[tuple[Location, str]], files: Sequence[str]) -> str:

@@ -169,6 +169,22 @@ def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"training": {"max_steps": 1000}}, "training"),
+        ({"runs": {"full": {"max_steps": 1000}}}, "runs.full"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_mistake_where_they_stand(
+    shipped: dict[str, Any], change: dict[str, Any], place: str
+) -> None:
+    assert mistakes(merged(shipped, change)).splitlines() == [
+        "the configuration has 1 mistake:",
+        f"  {place}: final_learning_rate goes only with `max_steps: auto`: add `final_learning_rate: null` here",
+    ]
+
+
 def test_a_run_may_change_nothing(shipped: dict[str, Any]) -> None:
     settings = load_settings(merged(shipped, {"runs": {"mine": None}}), made=MADE)
     assert settings.runs["mine"] == settings.runs["full"] == chosen_run(settings, "mine")
