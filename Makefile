@@ -6,15 +6,15 @@
 # make clean   removes the demo's results, never those of another project
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$p" && break; done)
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v "$$p" && break; done)
 BIN := .venv/bin
 
 .PHONY: demo test torture bench docs clean
 
 # The stamp is newer than the lock as long as the lock has not changed.
 .venv/installed: requirements.lock
-	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; make PYTHON=/path/to/python3"; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	@touch $@

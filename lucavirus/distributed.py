@@ -18,6 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lucavirus.claims import visible_gpus
 from lucavirus.errors import Preempted, UserError
 
 # Variables of NCCL and Gloo that say which network interface they use.
@@ -163,14 +164,22 @@ def _device(wanted: Literal["auto", "cpu"], me: str) -> torch.device:
                 hint="more processes than GPUs, or a GPU that does not work: look at nvidia-smi on that host",
             ) from None
         return device
-    # A node whose driver is broken must not train on its CPU for days.
-    if granted := os.environ.get("SLURM_GPUS_ON_NODE"):
+    if granted := _granted_gpus():
         raise UserError(
-            f"got {granted} GPU(s) from Slurm, but torch finds none",
+            f"has the use of {granted}, but torch finds no GPU",
             where=me,
-            hint="look at nvidia-smi on that host, and whether this torch is built for CUDA; or set device: cpu",
+            hint="look at nvidia-smi on that host: is the driver new enough for this torch, which is built for "
+            f"{f'CUDA {torch.version.cuda}' if torch.version.cuda else 'no GPU'}? Or set device: cpu in `training`",
         )
     return torch.device("cpu")
+
+
+def _granted_gpus() -> str:
+    """The GPUs that Slurm, the launcher or the user gives; a machine with a broken driver must not train for days."""
+    if count := os.environ.get("SLURM_GPUS_ON_NODE"):
+        return f"{count} GPU(s) of Slurm's"
+    named = "CUDA_VISIBLE_DEVICES" in os.environ and visible_gpus(os.environ)
+    return f"GPU {', '.join(named)} (CUDA_VISIBLE_DEVICES)" if named else ""
 
 
 def _description(device: torch.device) -> str:

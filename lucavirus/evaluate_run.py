@@ -50,7 +50,7 @@ def load_model(folder: Path) -> LucaVirus:
     """A published model, all of its weights found."""
     try:
         architecture = Architecture.from_json(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"is no published model ({error})", where=str(folder), hint="train the run first") from error
     memory.prepare_for_model(architecture.weights)
     model = LucaVirus(architecture)

@@ -148,7 +148,9 @@ def meeting_point(number: str) -> tuple[str, int]:
     first = int(number) % PORTS
     for offset in range(PORTS):
         port = FIRST_PORT + (first + offset) % PORTS
-        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+        # Asked of the kernel: it may have been started without IPv6.
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        with socket.socket(family) as probe:
             try:
                 probe.bind(("", port))
             except OSError:

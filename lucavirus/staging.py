@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -22,19 +24,34 @@ def staged(data: Path, target: str | None) -> Path:
     """A folder to read a project's data from: `data` itself, or one below `target` whose shards are copies.
 
     `target` may hold variables of the node, such as $TMPDIR. A copy is named by the shards' contents: other trainings
-    and later ones take it as it is, while it is whole. Data sets and vocabularies stay the project's own. Raises
-    UserError where a variable is not set, or the disk is too small.
+    of this user and later ones take it as it is, while it is whole. Data sets and vocabularies stay the project's own.
+    Raises UserError where a variable is not set, the disk is too small, or others may write there what we read.
     """
     if target is None:
         return data
-    base = Path(_expanded(target))
-    copy = base / f"lucavirus-{_identity(data / 'shards')}"
-    base.mkdir(parents=True, exist_ok=True)
-    with open(base / ".lucavirus.lock", "w") as lock:
+    own = _own_folder(Path(_expanded(target)))
+    copy = own / f"shards-{_identity(data / 'shards')}"
+    with open(own / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one copies, the others of this node wait
         if not _is_whole(copy):
             _copy(data / "shards", copy)
         return _view(data.resolve(), copy)
+
+
+def _own_folder(base: Path) -> Path:
+    """This user's folder below one that others may use too, such as /tmp."""
+    own = base / f"lucavirus-{os.getuid()}"
+    base.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    found = own.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(
+            f"{own} is not a folder that only you can write to",
+            where="stage_shards_to",
+            hint="somebody else made it or changed it: have it removed, or name another folder",
+        )
+    return own
 
 
 def _view(data: Path, copy: Path) -> Path:

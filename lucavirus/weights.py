@@ -46,7 +46,7 @@ def import_weights(model: LucaVirus, folder: Path) -> Imported:
     config = _read_config(folder)
     found = {original_name(name): tensor for name, tensor in _read(folder).items()}
     theirs, numbers = config.get("tasks"), {name.split(".")[1] for name in found if name.startswith(_HEADS)}
-    if isinstance(theirs, list) and len(theirs) == len(numbers):
+    if isinstance(theirs, list) and numbers == {str(number) for number in range(len(theirs))}:
         found = _renumbered(found, theirs, list(model.architecture.heads))
     for name, tied in (_TIED, _TIED[::-1]):  # Hugging Face writes it once
         if name in found:
@@ -96,10 +96,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        return config
+        config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"is no JSON ({error})", where=str(path), hint="copy the checkpoint's folder anew") from error
+    if not isinstance(config, dict):
+        raise UserError("is not a group of settings", where=str(path), hint="copy the checkpoint's folder anew")
+    return config
 
 
 def original_name(name: str) -> str:

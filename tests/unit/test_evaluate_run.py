@@ -10,7 +10,7 @@ import pytest
 
 from lucavirus.config import Settings
 from lucavirus.errors import UserError
-from lucavirus.evaluate_run import _evaluate, evaluate_run
+from lucavirus.evaluate_run import _evaluate, evaluate_run, load_model
 from lucavirus.model import LucaVirus
 from lucavirus.tasks import SUPERVISED
 from tests.made_up import ARCHITECTURE, CLASSES, RUN
@@ -27,6 +27,13 @@ def test_renamed_classes_are_refused_though_their_number_is_the_same(tmp_path: P
             (folder / f"{task}.txt").write_text("".join(f"{name}\n" for name in chosen))
     with pytest.raises(UserError, match="the label vocabularies of gene_type have changed since the model was trained"):
         _evaluate(LucaVirus(ARCHITECTURE), labels, RUN, tmp_path, "dev", ALONE)
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"hidden_size": 16}', "no json"])
+def test_a_folder_that_is_no_published_model_is_refused(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match="is no published model"):
+        load_model(tmp_path)
 
 
 def test_a_split_without_any_label_has_no_loss(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from lucavirus import start
@@ -43,6 +45,33 @@ def test_a_rank_that_failed_alone_does_not_wait_for_the_others(
     with pytest.raises(error, match="why"), joined("cpu"):
         raise error("why")
     assert ("left" in group) is left
+
+
+@pytest.mark.parametrize(
+    ("granted", "told"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "2"}, "has the use of 2 GPU(s) of Slurm's, but torch finds no GPU"),
+        ({"CUDA_VISIBLE_DEVICES": "1,3"}, "has the use of GPU 1, 3 (CUDA_VISIBLE_DEVICES), but torch finds no GPU"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_broken_driver_does_not_make_a_training_run_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, granted: dict[str, str], told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+        if name in granted:
+            monkeypatch.setenv(name, granted[name])
+    with joined("cpu") as ranks:  # who wants the CPU gets it
+        assert ranks.device.type == "cpu"
+    if told:
+        with pytest.raises(UserError, match=re.escape(told)), joined():
+            pass
+    else:
+        with joined() as ranks:
+            assert ranks.device.type == "cpu"
 
 
 def test_the_size_of_packs_is_found_again_where_memory_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:

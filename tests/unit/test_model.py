@@ -156,6 +156,20 @@ def test_heads_are_those_of_the_same_task_where_the_folder_names_its_tasks(tmp_p
     assert torch.equal(export_weights(model)["classifier_list.1.weight"], given["classifier_list.1.weight"])
 
 
+def test_a_config_that_is_none_is_refused_and_odd_heads_are_not_used(tmp_path: Path) -> None:
+    save_weights(LucaVirus(SMALL), tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json: is not a group of settings"):
+        import_weights(LucaVirus(SMALL), tmp_path)
+    # Two heads, but not numbered as a list of two tasks is.
+    odd = {name.replace("_list.1.", "_list.7."): tensor for name, tensor in tensors.items()}
+    save_file(odd, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL.to_json()))
+    found = import_weights(LucaVirus(SMALL), tmp_path)
+    assert {name for name in found.unused if "_list." in name} == {name for name in odd if "_list.7." in name} != set()
+
+
 def test_a_folder_without_weights_and_a_pickled_module_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has none of model.safetensors"):
         import_weights(LucaVirus(SMALL), tmp_path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,21 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
         other.bind(("", port))
         assert meeting_point("12345")[1] == port + 1
     assert meeting_point("12345")[1] == port != meeting_point("12346")[1]
+
+
+def test_a_port_is_found_where_the_kernel_has_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.socket
+
+    def without_ipv6(family: int = socket.AF_INET, *arguments: Any, **more: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, *arguments, **more)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    _, port = meeting_point("12345")
+    with real(socket.AF_INET) as other:
+        other.bind(("", port))
+        assert meeting_point("12345")[1] == port + 1
 
 
 def test_a_node_starts_a_process_for_each_gpu_it_got() -> None:

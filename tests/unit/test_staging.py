@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from lucavirus.errors import UserError
 from lucavirus.staging import staged
+
+OWN = f"lucavirus-{os.getuid()}"
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def test_without_the_setting_data_are_read_where_they_are(data: Path) -> None:
 def test_shards_are_copied_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
     local = staged(data, "$NODE_DISK/x")
-    assert local.parent == tmp_path / "node/x"
+    assert local.parent == tmp_path / f"node/x/{OWN}"
     (data / "shards/g/part.h5").unlink()  # read from the copy
     assert (local / "shards/g/part.h5").read_text() == "tokens"
     assert (local / "datasets/train.h5").read_text() == "rows"
@@ -46,7 +49,7 @@ def test_a_copy_that_fails_leaves_nothing(data: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr("lucavirus.staging.shutil.copytree", fail)
     with pytest.raises(OSError, match="disk full"):
         staged(data, str(tmp_path / "node"))
-    assert [path.name for path in (tmp_path / "node").iterdir()] == [".lucavirus.lock"]
+    assert [path.name for path in (tmp_path / "node" / OWN).iterdir()] == [".lock"]
 
 
 def test_a_variable_that_is_not_set_and_a_disk_too_small(
@@ -73,18 +76,41 @@ def test_projects_share_shards_and_nothing_else(data: Path, tmp_path: Path) -> N
     assert (staged(other, str(tmp_path / "node")) / "datasets/train.h5").read_text() == "rows of a third"
 
 
+@pytest.mark.parametrize("trap", ["a link to another folder", "written by all", "a file"])
+def test_nothing_is_read_or_written_where_others_can_write(data: Path, tmp_path: Path, trap: str) -> None:
+    node, other = tmp_path / "node", tmp_path / "other"
+    node.mkdir()
+    other.mkdir(mode=0o700)
+    if trap == "a link to another folder":
+        (node / OWN).symlink_to(other)
+    elif trap == "written by all":
+        (node / OWN).mkdir()
+        (node / OWN).chmod(0o777)
+    else:
+        (node / OWN).touch()
+    with pytest.raises(UserError, match=f"{OWN} is not a folder that only you can write to"):
+        staged(data, str(node))
+    assert not list(other.iterdir())
+
+
+def test_a_copy_is_for_its_owner_alone(data: Path, tmp_path: Path) -> None:
+    staged(data, str(tmp_path / "node"))
+    assert (tmp_path / "node" / OWN).stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("harm", ["gone", "short", "leftover"])
 def test_what_a_cleaner_or_a_killed_process_left_is_copied_again(data: Path, tmp_path: Path, harm: str) -> None:
     node = tmp_path / "node"
     if harm == "leftover":
-        (node / ".unfinished-abc/shards").mkdir(parents=True)
+        (node / OWN).mkdir(parents=True, mode=0o700)
+        (node / OWN / ".unfinished-abc/shards").mkdir(parents=True)
     else:
         part = staged(data, str(node)) / "shards/g/part.h5"
         part.unlink() if harm == "gone" else part.write_text("tok")
     local = staged(data, str(node))
     assert (local / "shards/g/part.h5").read_text() == "tokens"
     copy = (local / "shards").resolve().parent
-    assert sorted(path.name for path in node.iterdir()) == [".lucavirus.lock", copy.name, local.name]
+    assert sorted(path.name for path in (node / OWN).iterdir()) == [".lock", copy.name, local.name]
     assert not (copy / "damaged").exists()
 
 
