@@ -48,7 +48,7 @@ def resume_seconds(settings: Path, place: float, repeats: int) -> float:
     times = []
     for repeat in range(repeats):
         folder = f"resumed-{place}-{len(prepared.train)}-{repeat}"
-        checkpoints = Checkpoints(settings.parent.parent / folder / "work")
+        checkpoints = Checkpoints(settings.parent.parent / folder / "work", {})
         step = prepared.plan.position(update).step
         checkpoints.save(step, model, optimizer, State(update, update, update), prepared.fingerprint, prepared.run)
         checkpoints.finish()

@@ -38,7 +38,7 @@ def main() -> None:
     optimizer.step()
     stalls, whole = [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        checkpoints = Checkpoints(Path(folder))
+        checkpoints = Checkpoints(Path(folder), {})
         for step in range(1, args.repeats + 2):
             started = time.perf_counter()
             checkpoints.save(step, model, optimizer, State(), {}, Run(keep_last=1))

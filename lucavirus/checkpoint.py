@@ -52,11 +52,13 @@ def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path]
 def _write(temporary: Path, files: Mapping[str, Callable[[Path], object]], state: Any) -> None:
     temporary.mkdir()
     for name, write in files.items():
+        (temporary / name).parent.mkdir(exist_ok=True)
         write(temporary / name)
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+    written = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(temporary)): _checksum(path) for path in written}
     (temporary / _MARKER).write_text(json.dumps({"sha256": sums}, indent=1))
-    for path in (*temporary.iterdir(), temporary):
+    for path in (*temporary.rglob("*"), temporary):
         flush(path)
 
 

@@ -48,7 +48,9 @@ def read_settings(path: Path) -> Settings:
         return Settings.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot be read ({error})", where=str(path), hint="Snakemake writes it at each start"
+            f"cannot be read ({error})",
+            where=str(path),
+            hint="Snakemake writes it at each start: type its command again",
         ) from error
 
 

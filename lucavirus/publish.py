@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from lucavirus.files import flush, replace_text
@@ -13,8 +14,14 @@ from lucavirus.model import Architecture
 _WEIGHTS = "model.safetensors"
 
 
-def publish_model(best: Path, last: Path, architecture: Architecture, vocabularies: Path, out: Path) -> None:
-    """Make `out/model`: the best weights, config.json, labels/{task}.txt; and the last weights in model/last.
+def model_files(architecture: Architecture, vocabularies: Path) -> dict[str, str]:
+    """What weights need beside them to be a model that can be used, by name: config.json and labels/{task}.txt."""
+    labels = {f"labels/{task}.txt": (vocabularies / f"{task}.txt").read_text() for task in architecture.heads}
+    return {"config.json": json.dumps(architecture.to_json(), indent=1) + "\n", **labels}
+
+
+def publish_model(best: Path, last: Path, beside: Mapping[str, str], out: Path) -> None:
+    """Make `out/model`: the best weights with what stands `beside` them (model_files); the last ones in model/last.
 
     `best` and `last` are checkpoints. The folder appears whole, by rename; one that stood there is replaced.
     """
@@ -24,10 +31,9 @@ def publish_model(best: Path, last: Path, architecture: Architecture, vocabulari
         shutil.rmtree(leftover, ignore_errors=True)
     for folder, weights in ((fresh, best), (fresh / "last", last)):
         (folder / "labels").mkdir(parents=True)
+        for name, text in beside.items():
+            (folder / name).write_text(text)
         shutil.copyfile(weights / _WEIGHTS, folder / _WEIGHTS)
-        (folder / "config.json").write_text(json.dumps(architecture.to_json(), indent=1) + "\n")
-        for task in architecture.heads:
-            shutil.copyfile(vocabularies / f"{task}.txt", folder / "labels" / f"{task}.txt")
     for path in fresh.rglob("*"):
         flush(path)
     if final.exists():

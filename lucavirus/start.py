@@ -20,6 +20,7 @@ from lucavirus.kernels import advice
 from lucavirus.model import LucaVirus, count_parameters
 from lucavirus.plan import Plan
 from lucavirus.prepare import Prepared, prepare
+from lucavirus.publish import model_files
 from lucavirus.sharding import place
 from lucavirus.state import Checkpoints, State, read_fingerprint, read_state, restore_moments, restore_weights
 from lucavirus.update import Updater
@@ -53,7 +54,8 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     back_to = None if original else step
     prepared = prepare(name, chosen_run(settings, name), data)
     set_determinism(prepared.run)
-    checkpoints = Checkpoints(work, writes=ranks.first)
+    beside = model_files(prepared.architecture, data / "vocabularies")
+    checkpoints = Checkpoints(work, beside, writes=ranks.first)
     said: list[str] = []
     if ranks.first:
         said += _arrange(prepared, checkpoints, settings.restart == name, back_to)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,12 @@ class Checkpoints:
     """The checkpoints of a run's work folder: `checkpoints/step-N` to go on from, `best/step-N` the best weights.
 
     Saving copies to memory and writes in the background, one checkpoint at a time, so that training goes on. Every
-    rank must save, because parameters may be sharded; one of them `writes`.
+    rank must save, because parameters may be sharded; one of them `writes`. Texts that stand `beside` the weights
+    (publish.model_files) make each of them a model that can be used by itself.
     """
 
-    def __init__(self, work: Path, *, writes: bool = True) -> None:
-        self.work, self.writes = work, writes
+    def __init__(self, work: Path, beside: Mapping[str, str], *, writes: bool = True) -> None:
+        self.work, self.beside, self.writes = work, beside, writes
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[object] | None = None
         self._copies: dict[str, Tensor] = {}
@@ -112,14 +114,14 @@ class Checkpoints:
         Only the copy in memory is made now. Raises UserError when the save before this one failed.
         """
         self.finish()
-        files = {_WEIGHTS: self._copy(model.state_dict()), _OPTIMIZER: self._copy(_moments(model, optimizer))}
+        files = self._files({_WEIGHTS: model.state_dict(), _OPTIMIZER: _moments(model, optimizer)})
         content = {"run": asdict(state), "fingerprint": fingerprint}
         self._in_background(lambda: self._write(step, files, content, run))
 
     def save_best(self, model: nn.Module, best: Mapping[str, Any]) -> None:
         """Save the weights of the best evaluation so far, in the background."""
         self.finish()
-        files, content = {_WEIGHTS: self._copy(model.state_dict())}, dict(best)
+        files, content = self._files({_WEIGHTS: model.state_dict()}), dict(best)
         self._in_background(lambda: checkpoint.save_checkpoint(self.work / "best", best["step"], files, content))
 
     def finish(self) -> None:
@@ -127,6 +129,11 @@ class Checkpoints:
         if self._pending:
             pending, self._pending = self._pending, None
             pending.result()
+
+    def _files(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Files:
+        """What writes each file of a checkpoint: tensors as they are now, and the texts beside them."""
+        texts = {name: partial(Path.write_text, data=text) for name, text in self.beside.items()}
+        return {**{name: self._copy(group) for name, group in tensors.items()}, **texts}
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
         """Copy tensors to memory that is used again by the next save; returns what writes the copy."""

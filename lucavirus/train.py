@@ -53,7 +53,7 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
             trainer.history.close()
             trainer.checkpoints.finish()
         if ranks.first:
-            trainer.publish(data, work, out)
+            trainer.publish(work, out)
         ranks.barrier()
 
 
@@ -253,7 +253,7 @@ class Trainer:
         self.checkpoints.save(step, self.model, self.updater.optimizer, self.state, self.prepared.fingerprint, self.run)
         self._last_save = time.monotonic()
 
-    def publish(self, data: Path, work: Path, out: Path) -> None:
+    def publish(self, work: Path, out: Path) -> None:
         """Put the results of a finished run in place; training.json last."""
         state, at = self.state, self.plan.position(self.state.update)
         self.checkpoints.finish()
@@ -262,7 +262,7 @@ class Trainer:
         if problem := damage(best):
             print(f"warning: {best} is damaged ({problem}); the last weights are published as the best ones")
             best = last
-        publish_model(best, last, self.prepared.architecture, data / "vocabularies", out)
+        publish_model(best, last, self.checkpoints.beside, out)
         publish_history(work, out)
         reason = "all epochs done" if state.update >= self.plan.updates else "stop_after"
         if state.update >= self.updater.max_steps:

@@ -14,7 +14,7 @@ from snakemake.settings.types import ExecMode
 
 from lucavirus import demo
 from lucavirus.config import OPERATIONAL, Settings
-from lucavirus.config_load import load_settings
+from lucavirus.config_load import load_settings, read_settings
 from lucavirus.continuing import changed_settings, refusal
 from lucavirus.errors import UserError
 from lucavirus.slurm import trainings
@@ -51,7 +51,13 @@ def unwritable(error: OSError) -> ConfigurationError:
 
 
 def settings() -> Settings:
-    """The validated settings; every mistake in them ends the workflow with one message."""
+    """The validated settings; every mistake in them ends the workflow with one message.
+
+    A job on another machine has those that it was submitted with, whatever its configuration files say by then.
+    """
+    submitted = os.environ.get("LUCAVIRUS_SETTINGS")
+    if submitted and workflow.exec_mode != ExecMode.DEFAULT:
+        return read_settings(Path(submitted))
     base = os.path.abspath("config/config.yaml")
     # Snakemake lists the overlays before the file that they overlay.
     files = sorted((os.path.relpath(file) for file in workflow.configfiles), key=lambda f: os.path.abspath(f) != base)
@@ -62,24 +68,24 @@ def settings() -> Settings:
 
 
 SETTINGS = settings()
-SETTINGS_FILE = f"results/{SETTINGS.project}/settings.json"
 SOURCES = {source.name: source for source in SETTINGS.sources}
 
 
 def write_settings() -> None:
-    """Write the settings for the stages, whole or not at all.
+    """Write the settings for the stages, whole or not at all; and once more under a name that people know.
 
     Not a rule: Snakemake does not look at what has changed below a job that runs, so that a change of a setting would
     rewrite the file in one run of Snakemake and start the stages that it concerns only in the next.
     """
-    file = Path(SETTINGS_FILE)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(SETTINGS.model_dump_json(indent=2))
-        unfinished.replace(file)
-    except OSError as error:
-        raise unwritable(error) from None
+    for file in map(Path, (settings_file(), f"results/{SETTINGS.project}/settings.json")):
+        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(SETTINGS.model_dump_json(indent=2))
+            unfinished.replace(file)
+        except OSError as error:
+            raise unwritable(error) from None
+    os.environ.update(LUCAVIRUS_SETTINGS=settings_file())
 
 
 def refuse_second_trainings() -> None:
@@ -139,9 +145,17 @@ def identity(**settings) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def settings_digest(wildcards) -> str:
+def settings_digest(wildcards=None) -> str:
     """A short name of all settings together."""
     return hashlib.sha256(SETTINGS.model_dump_json().encode()).hexdigest()[:16]
+
+
+def settings_file(wildcards=None, resources=None) -> str:
+    """The settings of this start of Snakemake: another start, with other settings, has another file.
+
+    With `resources` among its arguments Snakemake does not record it: what a change means is up to `identity`.
+    """
+    return f"results/{SETTINGS.project}/settings/{settings_digest()}.json"
 
 
 def vocabularies_identity(wildcards) -> str:

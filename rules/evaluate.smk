@@ -31,7 +31,7 @@ rule evaluate:
         held=gpus_held,
         ranks=ranks,
         data=results_folder,
-        settings=SETTINGS_FILE,
+        settings=settings_file,
         identity=train_identity,
     shell:
         "exec python workflow_scripts/launch.py --log {log}{params.held} torchrun --standalone --nproc-per-node {params.ranks}"

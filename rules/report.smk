@@ -26,7 +26,7 @@ rule show_settings:
         mem_mb=500,
         runtime=5,
     params:
-        settings=SETTINGS_FILE,
+        settings=settings_file,
         identity=settings_digest,
     shell:
         "cp {params.settings} {output} 2> {log}"

@@ -42,7 +42,7 @@ rule vocabularies:
         runtime=60,
     params:
         folder=subpath(output[0], parent=True),
-        settings=SETTINGS_FILE,
+        settings=settings_file,
         identity=vocabularies_identity,
     shell:
         "exec python workflow_scripts/launch.py --log {log} python workflow_scripts/vocabularies.py"
@@ -71,7 +71,7 @@ rule tokenize_source:
         ranks=lambda wildcards, threads: threads,
         vocabularies=lambda wildcards, input: os.path.dirname(input.vocabularies[0]),
         folder=subpath(output.index, parent=True),
-        settings=SETTINGS_FILE,
+        settings=settings_file,
         identity=tokenize_identity,
     shell:
         "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"

@@ -25,7 +25,7 @@ rule split:
         ranks=lambda wildcards, threads: threads,
         shards=lambda wildcards, input: os.path.dirname(os.path.dirname(input.shards[0])),
         folder=subpath(output.summary, parent=True),
-        settings=SETTINGS_FILE,
+        settings=settings_file,
         identity=split_identity,
     shell:
         "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"

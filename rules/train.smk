@@ -39,7 +39,7 @@ rule train:
         data=results_folder,
         work=work_folder,
         folder=subpath(output.training, parent=True),
-        settings=SETTINGS_FILE,
+        settings=settings_file,
         identity=train_identity,
     shell:
         "exec python workflow_scripts/launch.py --log {log} --guard {params.work}{params.held}"

@@ -100,16 +100,16 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
     usage = SimpleNamespace(free=70e6)
     monkeypatch.setattr("lucavirus.state.shutil.disk_usage", lambda _: usage)
     # 4 MB of weights: 12 a checkpoint, four of them, and the best weights twice make 56.
-    Checkpoints(tmp_path).require_space(model, keep_last=3)
+    Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
     usage.free = 50e6
     with pytest.raises(UserError, match="0.1 GB are needed for checkpoints"):
-        Checkpoints(tmp_path).require_space(model, keep_last=3)
+        Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
     # What the run itself has there will be replaced; what was set aside stays.
     for place, enough in (("set-aside/001/checkpoints/step-1", False), ("checkpoints/step-1", True)):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "model.safetensors").write_bytes(bytes(12 * 10**6))
         with nullcontext() if enough else pytest.raises(UserError):
-            Checkpoints(tmp_path).require_space(model, keep_last=3)
+            Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
 
 
 def test_a_disk_that_cannot_be_read_counts_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 from lucavirus import checkpoint
 from lucavirus.config import Run
 from lucavirus.errors import UserError
+from lucavirus.evaluate_run import load_model
+from lucavirus.model import LucaVirus
 from lucavirus.optimizer import make_optimizer
+from lucavirus.publish import model_files
 from lucavirus.state import PLACE, STATISTICS, Checkpoints, State, read_fingerprint, read_state, restore_moments
+from tests.made_up import ARCHITECTURE, CLASSES
 from tests.tiny import ALONE
 
 
@@ -33,7 +37,7 @@ def test_a_save_waits_for_the_one_before_it_whose_copy_it_overwrites(
         return write(*arguments)
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", slowly)
-    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1, bias=False)
+    place, model = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1, bias=False)
     for step in (1, 2):
         torch.nn.init.constant_(model.weight, step)
         _save(place, step, model)
@@ -51,7 +55,7 @@ def test_a_save_that_failed_is_told_once_by_what_comes_next(tmp_path: Path, monk
     def fail(*_: Any) -> Path:
         raise UserError("no space")
 
-    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1)
+    place, model = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1)
     monkeypatch.setattr(checkpoint, "save_checkpoint", fail)
     for again in (lambda: _save(place, 2, model), lambda: place.save_best(model, {"step": 2}), place.finish):
         _save(place, 1, model)
@@ -61,7 +65,7 @@ def test_a_save_that_failed_is_told_once_by_what_comes_next(tmp_path: Path, monk
 
 
 def test_best_weights_stay_while_a_checkpoint_speaks_of_them(tmp_path: Path) -> None:
-    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1)
+    place, model = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1)
 
     def there(folder: str) -> list[int]:
         return sorted(int(path.name[5:]) for path in (tmp_path / folder).iterdir())
@@ -79,7 +83,7 @@ def test_best_weights_stay_while_a_checkpoint_speaks_of_them(tmp_path: Path) -> 
 
 
 def test_best_weights_stay_while_a_checkpoint_cannot_say_whether_it_speaks_of_them(tmp_path: Path) -> None:
-    place, model = Checkpoints(tmp_path), torch.nn.Linear(2, 1)
+    place, model = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1)
     for step in (1, 2):
         place.save_best(model, {"step": step})
         _save(place, step, model, step)
@@ -95,7 +99,7 @@ def test_moments_come_back_where_they_were(tmp_path: Path) -> None:
     optimizer = make_optimizer(model, Run())
     model[0](torch.randn(4, 3)).square().sum().backward()  # the second layer has no gradient, and no moments
     optimizer.step()
-    place = Checkpoints(tmp_path)
+    place = Checkpoints(tmp_path, {})
     place.save(1, model, optimizer, State(), {}, Run())
     place.finish()
     other = make_optimizer(model, Run())
@@ -114,3 +118,23 @@ def test_an_update_is_counted_and_one_skipped_is_not_averaged() -> None:
     assert state.window == statistics
     state.add(statistics, skipped=False)
     assert state.skipped == 0 and state.window[PLACE["loss"]] == 4.0
+
+
+def test_what_is_saved_is_a_model_that_can_be_used_by_itself(tmp_path: Path) -> None:
+    for task, count in CLASSES.items():
+        (tmp_path / f"{task}.txt").write_text("".join(f"{task} {number}\n" for number in range(count)))
+    model = LucaVirus(ARCHITECTURE, seed=3)
+    place = Checkpoints(tmp_path, model_files(ARCHITECTURE, tmp_path))
+    _save(place, 4, model)
+    place.save_best(model, {"step": 4})
+    place.finish()
+    for folder in (tmp_path / "checkpoints/step-4", tmp_path / "best/step-4"):
+        used = load_model(folder)
+        assert used.architecture == ARCHITECTURE
+        for name, weight in model.state_dict().items():
+            assert torch.equal(used.state_dict()[name], weight)
+        for task in ARCHITECTURE.heads:
+            assert (folder / f"labels/{task}.txt").read_text() == (tmp_path / f"{task}.txt").read_text()
+        assert checkpoint.damage(folder) is None
+        (folder / "labels/gene_type.txt").write_text("renamed\n")
+        assert checkpoint.damage(folder) == "labels/gene_type.txt does not match its checksum"

@@ -84,9 +84,10 @@ def test_a_run_of_ones_own_brings_its_targets(snakemake: Snakemake, tree: Path) 
 
 def test_the_launch_line(snakemake: Snakemake) -> None:
     (line,) = commands(snakemake("-n", "train_full", "--cores", "2"), "train.py")
+    (settings,) = re.findall(r"results/demo/settings/[0-9a-f]{16}\.json", line)
     assert line == (
         "exec python workflow_scripts/launch.py --log results/demo/logs/train/full.log --guard work/demo/full"
-        " torchrun --standalone --nproc-per-node 1 workflow_scripts/train.py --settings results/demo/settings.json"
+        f" torchrun --standalone --nproc-per-node 1 workflow_scripts/train.py --settings {settings}"
         " --run-name full --data results/demo --work work/demo/full --out results/demo/runs/full"
     )
 

@@ -49,6 +49,30 @@ def test_the_settings_are_written_for_the_stages(finished: Snakemake, tree: Path
     assert list((tree / "results/demo").glob(".settings*")) == []
 
 
+def test_a_start_with_other_settings_leaves_those_of_another_start_as_they_are(
+    finished: Snakemake, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ("--config", 'training={"learning_rate": 0.05}')
+
+    def settings_of_training(*words: str) -> str:
+        (found,) = re.findall(
+            r"train.py --settings (\S+)", finished("train_full", "-n", "-p", *words, "--forcerun", "train").stdout
+        )
+        return str(found)
+
+    def learning_rate(file: str) -> float:
+        return float(json.loads((tree / file).read_text())["runs"]["full"]["learning_rate"])
+
+    mine, theirs = settings_of_training(), settings_of_training(*other)
+    for words in ((), other):
+        assert finished("results/demo/report/settings.json", *words).returncode == 0
+    assert (learning_rate(mine), learning_rate(theirs)) == (0.002, 0.05)
+    # A job on a cluster has those that it was submitted with, though the configuration says others by now.
+    monkeypatch.setenv("LUCAVIRUS_SETTINGS", mine)
+    assert settings_of_training(*other, "--mode", "remote") == mine
+    assert settings_of_training(*other) == theirs
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
