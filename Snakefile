@@ -8,6 +8,7 @@ min_version("9.11")
 configfile: "config/config.yaml"
 
 
+include: "rules/settings.smk"
 include: "rules/common.smk"
 include: "rules/lock.smk"
 

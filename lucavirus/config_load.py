@@ -7,7 +7,7 @@ import difflib
 import glob
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Colle
     `files` are the YAML files it came from (for line numbers), `made` the inputs that a rule makes.
     Raises one UserError that lists every mistake.
     """
-    problems: list[tuple[Location, str]] = []
+    problems = [found for file in files for found in _repeated(_composed(file))]
     complete = _expand_files(_complete_runs(raw, problems), made, problems)
     problems += [_explain(detail, raw) for detail in _mistakes(complete)]
     if problems:
@@ -245,12 +245,32 @@ def _message(problems: list[tuple[Location, str]], files: Sequence[str]) -> str:
     return "\n".join([f"the configuration has {count}:", *lines])
 
 
+def _repeated(node: yaml.Node | None, where: Location = ()) -> Iterator[tuple[Location, str]]:
+    """Settings that stand twice in a group of a file: YAML takes the last one and drops what stands below the first."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                yield (*where, name), f"stands twice, on lines {lines[name]} and {line}: put it in one place"
+            lines[name] = line
+            yield from _repeated(value, (*where, name))
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _repeated(value, (*where, number))
+
+
+def _composed(file: str) -> yaml.Node | None:
+    with open(file) as stream:
+        node: yaml.Node | None = yaml.compose(stream, Loader=yaml.SafeLoader)
+    return node
+
+
 def locate(where: Location, files: Sequence[str]) -> str:
     """`file:line` of a setting, in the last of the files that has it (or has the group it belongs to); else ''."""
     best: tuple[int, str] = (0, "")
     for file in files:
-        with open(file) as stream:
-            node = yaml.compose(stream, Loader=yaml.SafeLoader)
+        node = _composed(file)
         depth, line = 0, 0
         for part in where:
             child = _child(node, part)

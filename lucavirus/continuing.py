@@ -67,15 +67,11 @@ def rewind(work: Path, step: int) -> str:
     Returns what to say. Applied once: after a fault the same command goes on from the newest checkpoint. Raises
     UserError where there is no whole checkpoint of that step.
     """
-    if (work / _REWOUND).exists() and json.loads((work / _REWOUND).read_text())["to"] == step:
+    if _rewound_to(work) == step:
         return f"went back to step {step} at an earlier start; going on"
-    there = checkpoints(work / "checkpoints")
-    wanted = [path for path in there if step_of(path) == step]
-    problem = damage(wanted[0]) if wanted else "there is none of that step"
-    if problem:
-        steps = ", ".join(str(step_of(path)) for path in reversed(there)) or "none"
-        raise UserError(f"cannot go back to step {step}: {problem}", where=str(work / "checkpoints"),
-                        hint=f"trained_checkpoint must be one of the steps that are there: {steps}")  # fmt: skip
+    require_step(work, step)
+    if problem := damage(work / f"checkpoints/step-{step}"):
+        raise _no_way_back(work, step, problem)
     aside = _new_folder(work, f"went back to step {step}")
     for name in ("metrics.jsonl", "train.log"):
         if (work / name).exists():
@@ -87,6 +83,27 @@ def rewind(work: Path, step: int) -> str:
                 os.replace(path, aside / folder / path.name)
     replace_json(work / _REWOUND, {"to": step, "at": time.strftime("%F %T"), "set_aside": str(aside)})
     return f"back at step {step}; later checkpoints are in {aside}"
+
+
+def require_step(work: Path, step: int) -> None:
+    """Raise UserError where there is no checkpoint of a step to go back to, and no start has gone back to it."""
+    if _rewound_to(work) != step and step not in _steps(work):
+        raise _no_way_back(work, step, "there is none of that step")
+
+
+def _no_way_back(work: Path, step: int, problem: str) -> UserError:
+    steps = ", ".join(map(str, sorted(_steps(work)))) or "none"
+    return UserError(f"cannot go back to step {step}: {problem}", where=str(work / "checkpoints"),
+                     hint=f"trained_checkpoint must be one of the steps that are there: {steps}")  # fmt: skip
+
+
+def _steps(work: Path) -> list[int]:
+    return [step_of(path) for path in checkpoints(work / "checkpoints")]
+
+
+def _rewound_to(work: Path) -> int | None:
+    path = work / _REWOUND
+    return int(json.loads(path.read_text())["to"]) if path.exists() else None
 
 
 def forget_rewind(work: Path) -> None:

@@ -43,7 +43,7 @@ def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
 
 def scan_ids(file: str) -> Iterator[str]:
     """Yield only the ids of a FASTA, in order; sequences are not looked at."""
-    for page in _pages(Unit(file), lenient=True):
+    for page in _pages(Unit(file)):
         for name in page.ids:
             yield name.decode()
 
@@ -146,13 +146,13 @@ def _batch(
     return Batch(file, ids, molecules, b"".join(parts), bounds, offsets)
 
 
-def _pages(unit: Unit, *, lenient: bool = False) -> Iterator[_Page]:
+def _pages(unit: Unit) -> Iterator[_Page]:
     """The blocks of a unit from its first header on, to the last byte of its last record.
 
-    Raises UserError for a file without any record or with text before the first one, unless `lenient`.
+    Raises UserError for a file without any record or with text before the first one.
     """
     begun, fresh = False, True
-    strict = unit.start == 0 and not lenient
+    strict = unit.start == 0
     # From the byte before: a header is one behind a line end.
     for offset, block in read_blocks(unit.file, max(unit.start - 1, 0), unit.stop, lines=False):
         page = _page(unit, offset, block, fresh=fresh)

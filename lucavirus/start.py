@@ -85,6 +85,8 @@ def _arrange(prepared: Prepared, checkpoints: Checkpoints, restart: bool, back_t
     newest, work = newest_complete(checkpoints.folder, said.append), checkpoints.work
     if newest and restart and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
         said.append(f"begun anew ({'; '.join(changed)}); the old work is in {set_aside(work, 'restart')}")
+    elif newest and restart:
+        said.append(f"restart: no setting has changed since {newest}; to train it again all the same, move {work} away")
     elif newest and back_to:
         said.append(rewind(work, back_to))
     if not back_to:
@@ -142,6 +144,16 @@ def _load_weights(newest: Path | None, folder: str | None, plan: Plan, state: St
     return said
 
 
+def _early_end(started: Started) -> list[str]:
+    """A warning where the learning rate is 0 before the last epoch has ended."""
+    run, plan, last = started.prepared.run, started.prepared.plan, started.updater.max_steps
+    if last >= plan.updates:
+        return []
+    epochs = f"after {last / plan.updates_per_epoch:.2f} of {run.max_epochs} epochs"
+    why = "; `auto` was computed at the first start, for its epochs: more of them need a run of another name"
+    return [f"warning: with max_steps {last:,} the run ends {epochs}{why if run.max_steps == 'auto' else ''}"]
+
+
 def _introduction(started: Started) -> list[str]:
     run, prepared, plan = started.prepared.run, started.prepared, started.prepared.plan
     compute = started.updater.compute
@@ -156,5 +168,6 @@ def _introduction(started: Started) -> list[str]:
         f"sequences an update, computed by {started.ranks.world_size} process(es) on {compute.device_name} "
         f"({compute.parallel}), {compute.dtype}, {compute.attention}, packs of at most {compute.capacity:,} tokens",
         *([faster] if faster else []),
+        *_early_end(started),
         f"{plan.updates_per_epoch:,} updates an epoch, {started.last_update:,} in all; max_steps {max_steps}",
     ]

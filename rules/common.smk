@@ -1,21 +1,14 @@
 # Helpers of the rules, named by what they return. No rule is here.
 
-import hashlib
 import json
 import os
 import sys
 from pathlib import Path
 
-# The package beside the Snakefile is used as it is, without installation.
-sys.path.insert(0, workflow.basedir)
-
-from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ExecMode
 
-from lucavirus import demo
-from lucavirus.config import OPERATIONAL, Settings
-from lucavirus.config_load import load_settings, read_settings
-from lucavirus.continuing import changed_settings, refusal
+from lucavirus.config import OPERATIONAL
+from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
 from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
@@ -29,63 +22,10 @@ def look_first_in(folder: str) -> None:
 # The rules' `python` is the one that runs Snakemake, whether or not its environment is activated.
 look_first_in(os.path.dirname(sys.executable))
 
-DEMO_FOLDER = "results/demo/input"
-DEMO_FILES = [f"{DEMO_FOLDER}/{name}" for name in demo.FILES]
 SPLITS = ("train", "dev", "test")
 # Threads of a job that has no GPU to feed; Snakemake scales them down to the cores there are.
 CPU_THREADS = 8
-
-
-class ConfigurationError(WorkflowError):
-    """A mistake of the user, which Snakemake shows without the lines of our code that found it."""
-
-    __traceback__ = None
-
-
-def unwritable(error: OSError) -> ConfigurationError:
-    """The message for a folder in which nothing can be written."""
-    return ConfigurationError(
-        f"{error.filename}: cannot be written ({error.strerror})\n  What to do: work in a clone of your own, on a disk that "
-        "is mounted for writing and not full"
-    )
-
-
-def settings() -> Settings:
-    """The validated settings; every mistake in them ends the workflow with one message.
-
-    A job on another machine has those that it was submitted with, whatever its configuration files say by then.
-    """
-    submitted = os.environ.get("LUCAVIRUS_SETTINGS")
-    if submitted and workflow.exec_mode != ExecMode.DEFAULT:
-        return read_settings(Path(submitted))
-    base = os.path.abspath("config/config.yaml")
-    # Snakemake lists the overlays before the file that they overlay.
-    files = sorted((os.path.relpath(file) for file in workflow.configfiles), key=lambda f: os.path.abspath(f) != base)
-    try:
-        return load_settings(config, files=files, made=DEMO_FILES)
-    except UserError as error:
-        raise ConfigurationError(str(error)) from None
-
-
-SETTINGS = settings()
 SOURCES = {source.name: source for source in SETTINGS.sources}
-
-
-def write_settings() -> None:
-    """Write the settings for the stages, whole or not at all; and once more under a name that people know.
-
-    Not a rule: Snakemake does not look at what has changed below a job that runs, so that a change of a setting would
-    rewrite the file in one run of Snakemake and start the stages that it concerns only in the next.
-    """
-    for file in map(Path, (settings_file(), f"results/{SETTINGS.project}/settings.json")):
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(SETTINGS.model_dump_json(indent=2))
-            unfinished.replace(file)
-        except OSError as error:
-            raise unwritable(error) from None
-    os.environ.update(LUCAVIRUS_SETTINGS=settings_file())
 
 
 def refuse_second_trainings() -> None:
@@ -126,6 +66,16 @@ def datasets(run) -> list[str]:
     return expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=molecules, split=SPLITS)
 
 
+def weights_to_begin_with(wildcards) -> list[str]:
+    """The model of another run of this project that a run begins with, which has to be trained first.
+
+    Older than the run it may be, or newer: what has begun goes on.
+    """
+    folder = SETTINGS.runs[wildcards.run].model_dirpath
+    others = [model for model in trained_here() if model != f"results/{SETTINGS.project}/runs/{wildcards.run}/model"]
+    return [ancient(folder)] if folder in others else []
+
+
 def results_folder(wildcards) -> str:
     """The folder of all results of the project."""
     return f"results/{SETTINGS.project}"
@@ -143,19 +93,6 @@ def work_folder(wildcards) -> str:
 def identity(**settings) -> str:
     """The settings as one line of JSON."""
     return json.dumps(settings, sort_keys=True)
-
-
-def settings_digest(wildcards=None) -> str:
-    """A short name of all settings together."""
-    return hashlib.sha256(SETTINGS.model_dump_json().encode()).hexdigest()[:16]
-
-
-def settings_file(wildcards=None, resources=None) -> str:
-    """The settings of this start of Snakemake: another start, with other settings, has another file.
-
-    With `resources` among its arguments Snakemake does not record it: what a change means is up to `identity`.
-    """
-    return f"results/{SETTINGS.project}/settings/{settings_digest()}.json"
 
 
 def vocabularies_identity(wildcards) -> str:
@@ -322,9 +259,15 @@ def resumed_training(wildcards) -> list[str]:
     run, runs = SETTINGS.run, ", ".join(SETTINGS.runs)
     if run is None:
         raise ConfigurationError(f"which run? Say it like this: snakemake resume --config run=NAME (one of {runs})")
-    checkpoints = Path("work", SETTINGS.project, run, "checkpoints")
-    if not any(checkpoints.glob("step-*")) and SETTINGS.model_dirpath is None:
+    work = Path("work", SETTINGS.project, run)
+    checkpoints = work / "checkpoints"
+    if SETTINGS.model_dirpath is None and not any(checkpoints.glob("step-*")):
         raise ConfigurationError(
             f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it with: snakemake train_{run}"
         )
+    if SETTINGS.model_dirpath is None and SETTINGS.trained_checkpoint:
+        try:
+            require_step(work, SETTINGS.trained_checkpoint)
+        except UserError as error:
+            raise ConfigurationError(str(error)) from None
     return expand(rules.train.output, run=run)

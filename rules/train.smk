@@ -10,6 +10,7 @@ rule train:
         vocabularies=rules.vocabularies.output,
         shards=rules.tokenize.input,
         datasets=lambda wildcards: datasets(wildcards.run),
+        weights=weights_to_begin_with,
     output:
         model=directory("results/<project>/runs/{run}/model"),
         metrics="results/<project>/runs/{run}/metrics.jsonl",

@@ -158,6 +158,17 @@ def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], t
     assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
 
 
+def test_what_stands_twice_in_a_file_is_a_mistake(shipped: dict[str, Any], tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("training:\n  seed: 2\nmodel: {hidden_size: 64}\ntraining:\n  max_epochs: 3\n  max_epochs: 4\n")
+    found = mistakes(merged(shipped, yaml.safe_load(overlay.read_text())), str(overlay))
+    assert found.splitlines() == [
+        "the configuration has 2 mistakes:",
+        f"  training ({overlay}:1): stands twice, on lines 1 and 4: put it in one place",
+        f"  training.max_epochs ({overlay}:1): stands twice, on lines 5 and 6: put it in one place",
+    ]
+
+
 def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: dict[str, Any]) -> None:
     raw = merged(shipped, {"model": {"hiden_size": 3, "max_length": "x"}, "training": {"sed": 1}})
     first, *lines = mistakes(raw).splitlines()

@@ -54,6 +54,14 @@ def test_fasta_of_many_habits(write: Write, name: str, content: bytes) -> None:
     assert list(scan_ids(file)) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"", "is empty: there is no sequence in it"), (b"LOCUS x\n", "text before the first header")]
+)
+def test_ids_are_not_looked_for_in_what_is_no_fasta(write: Write, content: bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        list(scan_ids(write(content)))
+
+
 def random_fasta(dice: random.Random) -> tuple[bytes, list[tuple[str, bytes]]]:
     """A FASTA with all that is allowed in it, and what must be read."""
     end = dice.choice([b"\n", b"\r\n"])

@@ -241,6 +241,24 @@ def test_resume_wants_a_checkpoint(snakemake: Snakemake, tree: Path) -> None:
     assert "Start it with: snakemake train_single" in said(run)
 
 
+def test_resume_wants_the_checkpoint_that_is_named(snakemake: Snakemake, tree: Path) -> None:
+    folder = tree / "work/demo/prot_only/checkpoints"
+    for step in (400, 800):
+        (folder / f"step-{step}").mkdir(parents=True)
+    run = snakemake("-n", "resume", "--config", "run=prot_only", "trained_checkpoint=500")
+    assert run.returncode == 1
+    assert "cannot go back to step 500: there is none of that step" in said(run)
+    assert "trained_checkpoint must be one of the steps that are there: 400, 800" in said(run)
+    assert snakemake("-n", "resume", "--config", "run=prot_only", "trained_checkpoint=400").returncode == 0
+
+
+def test_a_run_may_begin_with_the_model_of_another_one_which_is_trained_first(snakemake: Snakemake) -> None:
+    begins = 'runs={"second": {"model_dirpath": "results/demo/runs/gene_only/model"}}'
+    found = snakemake("-n", "train_second", "--config", begins)
+    assert jobs(found)["train"] == 2
+    assert [re.findall(r"--run-name (\w+)", line)[0] for line in commands(found, "train.py")] == ["gene_only", "second"]
+
+
 def test_resume_continues_the_run(snakemake: Snakemake, tree: Path) -> None:
     checkpoint = tree / "work/demo/gene_only/checkpoints/step-400"
     checkpoint.mkdir(parents=True)
