@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import time
@@ -19,7 +20,8 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    return [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1")]
+    names = itertools.takewhile(lambda name: name != "-1", map(str.strip, visible.split(",")))  # as CUDA does
+    return [name for name in names if name]
 
 
 @contextlib.contextmanager

@@ -25,17 +25,18 @@ def gone_through(checkpoint: Path, data: Path, epoch: int | None = None) -> Iter
     are not those of the training.
     """
     try:
-        fingerprint, done = read_fingerprint(checkpoint), read_state(checkpoint).update
-    except (OSError, ValueError, KeyError) as error:
+        fingerprint, state = read_fingerprint(checkpoint), read_state(checkpoint)
+        run = Run.model_validate({key: value for key, value in fingerprint.items() if key in Run.model_fields})
+        trained_on = fingerprint["sequences and labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"is no checkpoint ({error})", where=str(checkpoint), hint=_HINT) from error
-    run = Run.model_validate({key: value for key, value in fingerprint.items() if key in Run.model_fields})
     train, dev, test = (
         Dataset(data, run.molecules, split, run.model.max_length, ()) for split in ("train", "dev", "test")
     )
-    if train.fingerprint + dev.fingerprint + test.fingerprint != fingerprint["sequences and labels"]:
+    if train.fingerprint + dev.fingerprint + test.fingerprint != trained_on:
         raise UserError("the data sets are not those that the checkpoint was trained on", where=str(data), hint=_HINT)
     plan = Plan.of(run, len(train))
-    for update in range(done):
+    for update in range(state.first, state.update):
         at = plan.position(update)
         if epoch in (None, at.epoch):
             for index in plan.update_samples(update).tolist():

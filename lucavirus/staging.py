@@ -69,12 +69,12 @@ def _view(data: Path, copy: Path) -> Path:
 
 
 def _expanded(target: str) -> str:
-    path = os.path.expandvars(target)
-    if unset := re.findall(r"\$\{?(\w+)", path):
-        raise UserError(
-            f"{unset[0]} is not set on {os.uname().nodename}", where="stage_shards_to", hint="name a folder of the node"
-        )
-    return path
+    # One that is set to nothing would make $TMPDIR the folder that the command was typed in.
+    for name in re.findall(r"\$\{?(\w+)", target):
+        if not os.environ.get(name):
+            hint = "name a folder of the node"
+            raise UserError(f"{name} is not set on {os.uname().nodename}", where="stage_shards_to", hint=hint)
+    return os.path.expanduser(os.path.expandvars(target))
 
 
 def _identity(shards: Path) -> str:

@@ -105,7 +105,8 @@ def _first_state(prepared: Prepared, step: int | None, original: str | None, che
             hint="leave trained_checkpoint out, or give model_dirpath: the folder of an original checkpoint",
         )
     plan = prepared.plan
-    return State(update=bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step))
+    first = bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step)
+    return State(update=first, first=first)
 
 
 def make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Updater:

@@ -44,13 +44,15 @@ def task_losses(statistics: Sequence[float]) -> dict[str, float]:
 class State:
     """Where a run stands; every number here survives JSON exactly.
 
-    `update` counts the updates done; `evaluated` and `saved` are the last updates after which that was due and done;
-    `sequences` and `tokens` were gone through; `seconds` is the time of training through all starts; `history_bytes` is
-    the length of metrics.jsonl; `best` is the best evaluation; `skipped` counts the updates skipped in a row; `window`
-    are the statistics since the last record, in `window_seconds` of training; `resolved` holds what was `auto`.
+    `update` counts the updates done, the first `first` of them before the weights that the run began with were saved;
+    `evaluated` and `saved` are the last updates after which that was due and done; `sequences` and `tokens` were gone
+    through; `seconds` is the time of training through all starts; `history_bytes` is the length of metrics.jsonl;
+    `best` is the best evaluation; `skipped` counts the updates skipped in a row; `window` are the statistics since the
+    last record, in `window_seconds` of training; `resolved` holds what was `auto`.
     """
 
     update: int = 0
+    first: int = 0
     evaluated: int = 0
     saved: int = 0
     sequences: int = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snakemake.settings.types import ExecMode
 
+from lucavirus.claims import visible_gpus
 from lucavirus.config import OPERATIONAL
 from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
@@ -125,10 +126,7 @@ def train_identity(wildcards) -> str:
 
 def gpus_here() -> int:
     """How many GPUs this machine offers: those of CUDA_VISIBLE_DEVICES when it is set, else all."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return len(list(Path(os.sep, "dev").glob("nvidia[0-9]*")))
-    return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(visible_gpus(os.environ))
 
 
 def default_resource(name: str):

@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lucavirus.errors import UserError
+from lucavirus.ledger import gone_through
+from lucavirus.plan import Plan
 from lucavirus.report import read_history
 from tests import tiny
 from tests.torture import campaign
@@ -229,8 +232,35 @@ def test_samples_gone_through_are_listed_once_an_epoch(settings: Path) -> None:
     everyone = sorted(data.name(index) for index in range(len(data)))
     for epoch in ("0", "1"):
         assert sorted(sample for e, _, sample in rows[1:] if e == epoch) == everyone
+    plan = Plan.of(tiny.RUN, len(data))
+    assert rows[1:] == [
+        [str(plan.position(update).epoch), str(update + 1), data.name(index)]
+        for update in range(plan.updates)
+        for index in plan.update_samples(update).tolist()
+    ]
+    assert list(gone_through(newest, settings.parent, 0)) == [(0, int(u), name) for e, u, name in rows[1:] if e == "0"]
     part = subprocess.run([*command, "--epoch", "1"], env=tiny.environment(), capture_output=True, text=True)
     assert part.stdout.splitlines()[1:] == ["\t".join(row) for row in rows[1:] if row[0] == "1"]
+
+
+def test_a_ledger_of_other_data_or_of_no_checkpoint_is_refused(settings: Path, tmp_path: Path) -> None:
+    newest = next((tiny.folder_of(settings, "whole") / "work/checkpoints").iterdir())
+    for name in ("datasets", "shards"):
+        shutil.copytree(settings.parent / name, tmp_path / "data" / name)
+    assert next(gone_through(newest, tmp_path / "data"))
+    shutil.copy(tmp_path / "data/datasets/prot/dev.h5", tmp_path / "data/datasets/prot/train.h5")
+    with pytest.raises(UserError, match="not those that the checkpoint was trained on"):
+        next(gone_through(newest, tmp_path / "data"))
+    shutil.copytree(newest, tmp_path / "begun")
+    state = json.loads((tmp_path / "begun/state.json").read_text())
+    state["run"]["first"] = state["run"]["update"] - 1  # those before were the original's
+    (tmp_path / "begun/state.json").write_text(json.dumps(state))
+    assert {update for _, update, _ in gone_through(tmp_path / "begun", settings.parent)} == {state["run"]["update"]}
+    shutil.copytree(newest, tmp_path / "step-1")
+    (tmp_path / "step-1/state.json").write_text("")  # cut short
+    for folder in (tmp_path / "step-1", tmp_path):
+        with pytest.raises(UserError, match="is no checkpoint"):
+            next(gone_through(folder, settings.parent))
 
 
 def _top_level(settings: Path, **changes: object) -> None:

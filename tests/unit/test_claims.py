@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def never(text: str) -> None:
 
 
 def test_visible_gpus_are_those_of_the_variable() -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-77,-1"}) == ["3", "GPU-77"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-77,-1,1"}) == ["3", "GPU-77"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
 
 
@@ -61,3 +62,31 @@ def test_who_waits_ends_with_the_process_that_started_it(monkeypatch: pytest.Mon
         claimed_gpus(2, print, os.getppid() + 1),
     ):
         pass
+
+
+def test_who_waits_holds_none_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "u0,u1")
+    said, free = list[str](), list[int]()
+
+    def wait(_: float) -> None:
+        with ExitStack() as mine:
+            free.append(len(claims._hold(["u0"], 1, mine)))
+        if len(free) == 3:
+            others.close()
+
+    monkeypatch.setattr(claims.time, "sleep", wait)
+    with ExitStack() as others:
+        claims._hold(["u1"], 1, others)
+        with claimed_gpus(2, said.append, os.getppid()) as mine:
+            assert mine == {"CUDA_VISIBLE_DEVICES": "u0,u1"}
+    assert free == [1, 1, 1] and len(said) == 1
+
+
+def test_without_the_variable_gpus_are_numbered_and_nothing_else_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(claims, "Path", lambda _: tmp_path)
+    assert visible_gpus({}) == ["0", "1"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []

@@ -26,6 +26,7 @@ from lucavirus.capacity import (
 )
 from lucavirus.compute import choose_parallel, make_compute
 from lucavirus.config import Run
+from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.packing import Fill, make_pack
@@ -329,3 +330,39 @@ def test_sizes_without_a_gpu() -> None:
     assert evaluation_capacity(ARCHITECTURE, RUN, torch.device("cuda")) == 16384
     assert choose_parallel(RUN, LucaVirus(ARCHITECTURE), ALONE) == "ddp"
     assert choose_parallel(RUN.model_copy(update={"parallel": "fsdp"}), LucaVirus(ARCHITECTURE), ALONE) == "fsdp"
+
+
+def test_the_dearest_pack_of_genes_has_their_labels() -> None:
+    tasks = ("gene_mask", "gene_type")
+    run = RUN.model_copy(update={"molecules": ("gene",), "tasks": tasks})
+    pack = dearest_pack(1000, run, {"gene_type": 3})
+    assert set(pack.labels) == set(tasks) and not pack.types[:1000].any()
+    assert int(pack.labels["gene_type"].counts.sum()) == 398 + 398 + 198
+
+
+@pytest.mark.parametrize(("tokens", "sequences"), [(401, 1), (402, 1), (403, 2)])
+def test_what_is_left_of_the_dearest_pack_may_be_no_sequence(tokens: int, sequences: int) -> None:
+    pack = dearest_pack(tokens, RUN, CLASSES)
+    assert (len(pack.tokens), len(pack.lengths)) == (tokens, sequences)
+
+
+class Poorer(Ranks):
+    """One of two ranks; the other one has room for 5 x 1,024 tokens."""
+
+    def least(self, number: int) -> int:
+        return min(number, 5 * 1024 if number > 1 else int(tried[-1] <= 5 * 1024))
+
+
+tried: list[int] = []
+
+
+@pytest.mark.parametrize(("parallel", "found"), [("fsdp", 5 * 1024), ("ddp", 4 * 1024)])
+def test_the_rank_with_the_least_room_decides(parallel: Any, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RUN.model_copy(update={"gradient_accumulation_steps": 1000})
+    updater = Updater(LucaVirus(ARCHITECTURE), run, make_compute(run, ALONE.device), 1000, ALONE)
+    updater.ranks = Poorer(0, 2, torch.device("cuda"))
+    updater.compute = replace(updater.compute, parallel=parallel)
+    monkeypatch.setattr("lucavirus.capacity._fits", lambda _, tokens, __: tried.append(tokens) or True)
+    monkeypatch.setattr("lucavirus.capacity._estimate", lambda _: 50 * 1024)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    assert training_capacity(updater, CLASSES) == found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from lucavirus import guard
 from lucavirus.errors import UserError
-from lucavirus.guard import only_owner
+from lucavirus.guard import StopRequest, only_owner
 from lucavirus.launch import launch
 
 HOLD = "import sys, time; from pathlib import Path; from lucavirus.guard import only_owner\n"
@@ -75,8 +78,11 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("state", "own", "refused"),
-    [("RUNNING", "", True), ("COMPLETING", "8", True), ("RUNNING", "7", False), ("PENDING", "", False)],
-)
+    [
+        ("RUNNING", "", True), ("COMPLETING", "8", True), ("STOPPED", "", True), ("SUSPENDED", "", True),
+        ("RUNNING", "7", False), ("PENDING", "", False),
+    ],
+)  # fmt: skip
 def test_a_job_on_another_node_holds_the_folder_where_no_lock_reaches(
     tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, state: str, own: str, refused: bool
 ) -> None:
@@ -108,3 +114,37 @@ def test_a_work_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytes
         only_owner(tmp_path / "work"),
     ):
         pass
+
+
+def test_a_file_system_without_locks_does_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [*guard.NO_LOCKS, errno.EIO]
+
+    def refuse(*_: object) -> None:
+        raise OSError(answers[0], os.strerror(answers[0]))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    while answers[0] != errno.EIO:
+        with only_owner(tmp_path):
+            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+        answers.pop(0)
+    with pytest.raises(OSError, match="Input/output error"), only_owner(tmp_path):
+        pass
+
+
+def test_who_holds_the_lock_without_a_name_is_told_too(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w") as other:  # it has the lock already, or still, but no name in it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="by an unknown process"), only_owner(tmp_path):
+            pass
+
+
+def test_the_time_limit_is_remembered_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopRequest().listening() as asked:
+        assert not asked.came
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.came and not asked.time_limit
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.time_limit
+    assert signal.getsignal(signal.SIGUSR1) is before

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lucavirus.errors import UserError
+from lucavirus.linear import is_ours
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.weights import import_weights
 
@@ -176,3 +177,10 @@ def test_a_folder_without_weights_and_a_pickled_module_are_refused(tmp_path: Pat
     torch.save(LucaVirus(SMALL), tmp_path / "pytorch.pth")
     with pytest.raises(UserError, match="cannot be read as weights"):
         import_weights(LucaVirus(SMALL), tmp_path)
+
+
+def test_in_16_bits_on_a_cpu_products_are_torchs() -> None:
+    x = torch.ones(2, 3)
+    assert is_ours(x) and not is_ours(x.bfloat16()) and not is_ours(x[:0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_ours(x)

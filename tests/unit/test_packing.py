@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lucavirus.losses import row_losses, sequence_losses
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.packing import Fill, make_pack, make_parcel
 from lucavirus.packs import IGNORED, Pack, Sample, TaskLabels
+from lucavirus.tasks import Molecule
 
 CLS, SEP = alphabet.CLS, alphabet.SEP
 CPU = torch.device("cpu")
@@ -218,3 +220,48 @@ def test_random_tokens_are_drawn_as_the_run_says() -> None:
 def test_a_row_with_one_known_class_has_the_loss_of_that_class() -> None:
     targets = torch.tensor([[1, IGNORED, IGNORED]], dtype=torch.int8)
     assert row_losses(torch.tensor([[3.0, 1.0, 50.0]]), targets).tolist() == pytest.approx([np.log1p(np.exp(-3.0))])
+
+
+def test_each_epoch_has_masks_of_its_own() -> None:
+    body = np.random.default_rng(0).choice(alphabet.letters("gene"), 300)
+    tokens = [make_pack([Sample(0, 0, body, {})], RUN, {}, epoch).tokens for epoch in (0, 0, 1)]
+    assert torch.equal(tokens[0], tokens[1])
+    masked = [(row == alphabet.MASK) for row in tokens]
+    assert (masked[0] & masked[2]).sum() < 0.5 * masked[0].sum()
+
+
+def test_a_run_says_whether_absent_keywords_are_negatives() -> None:
+    sample = Sample(0, 1, np.array([10], np.uint8), {"prot_keyword": np.array([[1]], np.int32)})
+    for negatives, absent in ((True, 0), (False, IGNORED)):
+        run = RUN.model_copy(update={"keyword_negatives": negatives})
+        labels = make_pack([sample], run, {"prot_keyword": 3}, 0).labels["prot_keyword"]
+        assert labels.targets.tolist() == [[absent, 1, absent]]
+
+
+@pytest.mark.parametrize(("molecule", "kind"), [(0, "gene"), (1, "prot")])
+def test_random_tokens_are_letters_of_the_molecule(molecule: int, kind: Molecule) -> None:
+    letters = alphabet.letters(kind)
+    sample = Sample(0, molecule, np.full(3000, letters[0], np.uint8), {})
+    _, [(_, corrupted)] = mask([sample], f"{kind}_mask", RUN.model_copy(update={"mask_probability": 0.5}), 0)
+    assert set(corrupted.tolist()) - {alphabet.MASK} == set(letters.tolist())
+
+
+def test_a_pack_of_very_many_tokens() -> None:
+    bodies = [np.full(size, 5, np.uint8) for size in (126, 39_000, 200)]
+    labels = {"gene_type": np.array([[0, 50_000, 2]], np.int32), "gene_taxonomy": np.array([[200]], np.int32)}
+    run = RUN.model_copy(update={"tasks": ("gene_type", "gene_taxonomy")})
+    samples = [Sample(n, 0, body, labels) for n, body in enumerate(bodies)]
+    for fill in (None, Fill(40_000, 40_000)):
+        pack = make_pack(samples, run, {"gene_type": 3, "gene_taxonomy": 300}, 0, fill)
+        ends = [0, 128, 39_130, 39_332]
+        assert pack.offsets[:4] == pack.cu_seqlens[:4].tolist() == ends
+        assert int(pack.cu_seqlens[-1]) == len(pack.tokens) == pack.offsets[-1]
+        count = [np.arange(end - start) for start, end in pairwise(pack.offsets)]
+        np.testing.assert_array_equal(pack.positions, np.concatenate(count))
+        body = np.concatenate([np.arange(start + 1, end - 1) for start, end in pairwise(ends)])
+        np.testing.assert_array_equal(pack.labels["gene_type"].positions[: len(body)], body)
+        assert pack.labels["gene_taxonomy"].positions[:3].tolist() == ends[:3]
+        assert pack.labels["gene_taxonomy"].targets[:3].tolist() == [200] * 3
+        wanted = sorted({*body.tolist(), *ends[:3]})
+        assert pack.wanted[: len(wanted)].tolist() == wanted
+        assert set(pack.wanted[len(wanted) :].tolist()) <= {len(pack.tokens) - 1}

@@ -118,3 +118,12 @@ def test_costs_are_the_work_of_the_encoder() -> None:
     costs = sequence_costs(np.array([3, 100, 3074]), 64)
     work = [encoder_flops(architecture, length, length**2) for length in (3, 100, 3074)]
     assert (costs / costs[0]).tolist() == pytest.approx([each / work[0] for each in work])
+
+
+def test_an_update_has_its_part_of_the_order_of_its_epoch_and_seed() -> None:
+    np.testing.assert_array_equal(PLAN.update_samples(6), permute(np.arange(24, 48), 100, 5, 1))
+    assert Plan.of(Run(seed=7, max_epochs=9), 100) == Plan(100, 8, 1, 32, 7, 9)
+
+
+def test_best_fit_takes_the_fullest_pack_whichever_was_first() -> None:
+    assert [members.tolist() for members in pack(np.array([7, 4, 4, 2]), 10)] == [[0], [1, 2, 3]]

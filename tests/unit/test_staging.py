@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -56,8 +58,10 @@ def test_a_variable_that_is_not_set_and_a_disk_too_small(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
-    with pytest.raises(UserError, match="NOT_SET is not set on"):
-        staged(data, "$NOT_SET/x")
+    monkeypatch.setenv("EMPTY", "")
+    for name in ("NOT_SET", "EMPTY"):
+        with pytest.raises(UserError, match=f"{name} is not set on"):
+            staged(data, f"${name}/x")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 3))
     with pytest.raises(UserError, match="GiB"):
@@ -120,3 +124,50 @@ def test_the_folder_may_be_named_from_where_the_command_is_typed(
     monkeypatch.chdir(tmp_path)
     local = staged(data, "node")
     assert not local.is_absolute() and (local / "shards/g/part.h5").read_text() == "tokens"
+
+
+def test_the_shards_of_each_source_and_its_name_tell_copies_apart(data: Path, tmp_path: Path) -> None:
+    (data / "shards/a").mkdir()
+    found = list[Path]()
+
+    def copy() -> None:
+        found.append((staged(data, str(tmp_path / "node")) / "shards").resolve())
+
+    for source in ("a", "g"):
+        for text in ("{1}", "{2}"):
+            (data / f"shards/{source}/index.json").write_text(text)
+            copy()
+    (data / "shards/g").rename(data / "shards/h")
+    copy()
+    assert len(set(found)) == 4 and found[1] == found[2]  # a: 1, 2; g: 1, 2; h instead of g
+
+
+def test_data_may_be_named_from_where_the_command_is_typed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "vocabularies").mkdir()
+    (data / "vocabularies/a").write_text("A")
+    other = tmp_path / "other/results"
+    (tmp_path / "other").mkdir()
+    import shutil
+
+    shutil.copytree(data, other)
+    (other / "datasets/train.h5").write_text("rows of another split")
+    found = []
+    for folder in (data, other):  # two workflows, the same words
+        monkeypatch.chdir(folder.parent)
+        found.append((staged(Path("results"), str(tmp_path / "node")) / "datasets/train.h5").read_text())
+    assert found == ["rows", "rows of another split"]
+    assert (staged(Path("results"), str(tmp_path / "node")) / "vocabularies/a").read_text() == "A"
+
+
+def test_the_others_of_a_node_wait_for_the_one_that_copies(data: Path, tmp_path: Path) -> None:
+    local, found = staged(data, str(tmp_path / "node")), list[Path]()
+    other = threading.Thread(target=lambda: found.append(staged(data, str(tmp_path / "node"))))
+    with open(local.parent / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        other.start()
+        other.join(0.3)
+        assert other.is_alive() and not found
+    other.join(10)
+    assert found == [local]

@@ -260,3 +260,45 @@ def test_data_sets_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> 
     sums = lengths.groupby(["molecule", "split"])["sequences"].sum()["prot"].to_dict()
     assert sums == {"dev": 2, "test": 1, "train": 2}
     assert (lengths["from"].min(), lengths["to"].max()) == (1, 40_001) and len(set(lengths["from"])) == 40
+
+
+def test_windows_of_a_genome_are_in_one_data_set(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    genomes = ["".join(body) for body in np.random.default_rng(0).choice(list("ACGT"), (40, 100))]
+    files = {
+        "g": write("g.fa", "".join(f">g{n}\n{body}\n" for n, body in enumerate(genomes))),
+        "w": write("w.fa", f">w\n{genomes[0]}\n"),
+    }  # the first one once more, cut in another way
+    settings = Settings.model_validate({
+        "project": "p", "runs": {"full": {}}, "split": {"dev": 0.3, "test": 0.3},
+        "vocabularies": {task: write(f"{task}.txt", "A\n") for task in SUPERVISED},
+        "sources": [{"name": name, "files": [files[name]], "kind": "gene", "window_size": size, "split": split}
+                    for name, size, split in (("g", 10, "auto"), ("w", 15, "train"))],
+    })  # fmt: skip
+    build_vocabularies(settings, tmp_path / "vocabularies")
+    for name in files:
+        tokenize_source(settings, name, tmp_path / "vocabularies", tmp_path / "shards" / name, ALONE)
+    make_datasets(settings, tmp_path / "shards", tmp_path / "datasets", ALONE)
+    homes = list[set[int]]()
+    for split in ("train", "dev", "test"):
+        rows = map_arrays(tmp_path / f"datasets/gene/{split}.h5", FORMAT, VERSION)[0]
+        # Ten windows a genome of the first source, in order; those of the second are of its first genome.
+        homes.append({0 if shard else row // 10 for shard, row in zip(rows["shard"], rows["row"], strict=True)})
+    train, dev, test = homes
+    assert min(map(len, homes)) > 3 and 0 in train and not (train & dev or train & test or dev & test)
+
+
+def test_damaged_shards_are_not_divided(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    settings = Settings.model_validate({
+        "project": "p", "runs": {"full": {}},
+        "vocabularies": {task: write(f"{task}.txt", "A\n") for task in SUPERVISED},
+        "sources": [{"name": "s", "files": [write("p.fa", ">a\nMKVLAW\n")], "kind": "prot"}],
+    })  # fmt: skip
+    build_vocabularies(settings, tmp_path / "vocabularies")
+    tokenize_source(settings, "s", tmp_path / "vocabularies", tmp_path / "shards/s", ALONE)
+    path = tmp_path / "shards/s/00000-000.h5"
+    body = Shard(path).sequence(0).tobytes()
+    content = path.read_bytes()
+    assert content.count(body) == 1
+    path.write_bytes(content.replace(body, body[::-1]))
+    with pytest.raises(UserError, match="00000-000.h5"):
+        make_datasets(settings, tmp_path / "shards", tmp_path / "datasets", ALONE)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lucavirus.attention import make_layout
 from lucavirus.compute import make_compute
+from lucavirus.distributed import Ranks
 from lucavirus.losses import sequence_losses
-from lucavirus.model import LucaVirus
+from lucavirus.model import LucaVirus, count_parameters
 from lucavirus.state import PLACE, task_losses
 from lucavirus.update import Updater
 from tests.made_up import ARCHITECTURE, RUN, made_packs
@@ -57,3 +61,30 @@ def test_an_update_without_a_finite_gradient_changes_neither_weights_nor_moments
     _, norm = updater.step(1, made_packs(), {})
     assert not np.isfinite(norm) and not updater.optimizer.state
     assert all(torch.equal(tensor, before[name]) for name, tensor in updater.model.state_dict().items())
+
+
+class Doubling(Ranks):
+    """One of two ranks that do the same: a sum over them is twice what there is."""
+
+    def start_sum(self, tensor: Tensor) -> None:
+        sums.append(tensor.numel())
+        tensor.mul_(2)
+
+
+sums: list[int] = []
+
+
+@pytest.mark.parametrize("packs", [3, 1, 0])  # a rank may have none
+def test_each_gradient_is_added_up_once_over_ranks(packs: int) -> None:
+    sums.clear()
+    found = []
+    for ranks in (ALONE, Doubling(0, 2, ALONE.device)):
+        model = LucaVirus(replace(ARCHITECTURE, layers=3), seed=5)
+        updater = Updater(model, RUN, make_compute(RUN, ALONE.device), 1000, ranks)
+        statistics, _ = updater.step(1, made_packs()[:packs], {"stop": True})
+        found.append((torch.tensor(statistics), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (statistics, alone), (of_both, summed) = found
+    assert torch.equal(of_both, 2 * statistics)
+    assert [name for name in alone if not torch.equal(summed[name], 2 * alone[name])] == []
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in reversed(model.layers)]
+    assert sums[:3] == layers and sum(sums) == count_parameters(model) + len(statistics)  # the same on every rank
