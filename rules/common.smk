@@ -73,7 +73,7 @@ def weights_to_begin_with(wildcards) -> list[str]:
     Older than the run it may be, or newer: what has begun goes on.
     """
     folder = SETTINGS.runs[wildcards.run].model_dirpath
-    others = [model for model in trained_here() if model != f"results/{SETTINGS.project}/runs/{wildcards.run}/model"]
+    others = [f"results/{SETTINGS.project}/runs/{run}/model" for run in SETTINGS.runs if run != wildcards.run]
     return [ancient(folder)] if folder in others else []
 
 
