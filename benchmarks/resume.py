@@ -50,7 +50,8 @@ def resume_seconds(settings: Path, place: float, repeats: int) -> float:
         folder = f"resumed-{place}-{len(prepared.train)}-{repeat}"
         checkpoints = Checkpoints(settings.parent.parent / folder / "work", {})
         step = prepared.plan.position(update).step
-        checkpoints.save(step, model, optimizer, State(update, update, update), prepared.fingerprint, prepared.run)
+        state = State(update=update, evaluated=update, saved=update)
+        checkpoints.save(step, model, optimizer, state, prepared.fingerprint, prepared.run)
         checkpoints.finish()
         tiny.change_run(settings, stop_after={"updates": update + 1, "minutes": None})
         started = time.perf_counter()

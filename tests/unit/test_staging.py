@@ -80,16 +80,16 @@ def test_projects_share_shards_and_nothing_else(data: Path, tmp_path: Path) -> N
     assert (staged(other, str(tmp_path / "node")) / "datasets/train.h5").read_text() == "rows of a third"
 
 
-@pytest.mark.parametrize("trap", ["a link to another folder", "written by all", "a file"])
+@pytest.mark.parametrize("trap", ["a link to another folder", "written by all", "written by a group", "a file"])
 def test_nothing_is_read_or_written_where_others_can_write(data: Path, tmp_path: Path, trap: str) -> None:
     node, other = tmp_path / "node", tmp_path / "other"
     node.mkdir()
     other.mkdir(mode=0o700)
     if trap == "a link to another folder":
         (node / OWN).symlink_to(other)
-    elif trap == "written by all":
+    elif trap.startswith("written"):
         (node / OWN).mkdir()
-        (node / OWN).chmod(0o777)
+        (node / OWN).chmod(0o702 if trap == "written by all" else 0o720)
     else:
         (node / OWN).touch()
     with pytest.raises(UserError, match=f"{OWN} is not a folder that only you can write to"):
