@@ -33,15 +33,12 @@ class _Collected:
         self.tasks, self.metrics = tasks, metrics
         self.losses = np.zeros((len(tasks), samples))
         self.counts = np.zeros((len(tasks), samples), np.int64)
-        # For the metrics: samples, probabilities and truth (n, K), or pairs of classes and how often they occur.
-        self.columns: dict[str, list[tuple[NDArray[Any], ...]]] = {}
+        # For the metrics: probabilities and truth (n, K), or pairs of classes and how often they occur; in any order.
+        self.columns: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
         for task in tasks:
-            none = np.empty(0, np.int64)
-            if TASKS[task].multi_label:
-                shape = (0, classes[task])
-                self.columns[task] = [(none, np.empty(shape, np.float32), np.empty(shape, np.int8))]
-            else:
-                self.columns[task] = [(none, none)]
+            many = TASKS[task].multi_label
+            shape, kinds = ((0, classes[task]), (np.float32, np.int8)) if many else ((0,), (np.int64, np.int64))
+            self.columns[task] = [(np.empty(shape, kinds[0]), np.empty(shape, kinds[1]))]
 
     def add(self, task: str, samples: NDArray[np.int64], logits: Tensor, labels: TaskLabels) -> None:
         number = self.tasks.index(task)
@@ -52,7 +49,7 @@ class _Collected:
         if not self.metrics:
             return
         if TASKS[task].multi_label:
-            self.columns[task].append((samples, logits.float().sigmoid().cpu().numpy(), targets))
+            self.columns[task].append((logits.float().sigmoid().cpu().numpy(), targets))
         else:
             pairs = targets * logits.shape[1] + logits.argmax(1).cpu().numpy()
             self.columns[task].append(np.unique(pairs, return_counts=True))
@@ -132,9 +129,8 @@ def _task_metrics(
     if not collected.metrics or not counts.any() or not (columns := collected.gathered(task, ranks)):
         return {}
     if TASKS[task].multi_label:
-        samples, scores, truth = columns
-        order = np.argsort(samples)
-        metrics, baseline = multi_label_metrics(scores[order], truth[order])
+        scores, truth = columns
+        metrics, baseline = multi_label_metrics(scores, truth)
     else:
         pairs, times = columns
         confusion = _confusion(pairs, times, classes.get(task, len(alphabet.TOKENS)))
