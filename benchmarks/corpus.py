@@ -40,7 +40,7 @@ def lengths(molecule: Molecule, count: int, seed: int = 0) -> NDArray[np.int64]:
     return np.clip(random.lognormal(5.44, 0.95, count), 10, 2000).astype(np.int64)
 
 
-def head_sizes(part: float) -> dict[str, int]:
+def head_sizes(part: float) -> dict[Any, int]:
     """A part of the head sizes of SPEC section 2."""
     return {task: max(1, int(TASKS[task].head_size * part)) for task in SUPERVISED}
 
@@ -61,7 +61,7 @@ def make_project(folder: Path, run: Run, source: Path | None, sequences: int = 1
         source = folder / "csv"
         _write_csv(source, sequences)
     files = tuple(sorted(map(str, source.glob("part_*.csv*"))))
-    labels = {task: str(source / "labels" / f"{task}.txt") for task in SUPERVISED}
+    labels: dict[Any, str] = {task: str(source / "labels" / f"{task}.txt") for task in SUPERVISED}
     settings = Settings(
         project="benchmark",
         sources=(Source(name="sample", files=files, split="train"),),

@@ -80,7 +80,7 @@ def _hidden(model: LucaVirus, pack: Pack) -> Tensor:
 def _attention(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     own = layer.self_attn
     q, k, v = (
-        _linear(projection, x).unflatten(-1, (own.heads, -1)).transpose(0, 1)[None]
+        _linear(projection, x).view(len(x), own.heads, -1).transpose(0, 1)[None]
         for projection in (own.q_proj, own.k_proj, own.v_proj)
     )
     out_HTD = F.scaled_dot_product_attention(_rotated(q, cos, sin), _rotated(k, cos, sin), v)[0]

@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.corpus import head_sizes, make_project
 from benchmarks.stand_in import StandIn
@@ -100,7 +102,8 @@ def _stand_in(prepared: Prepared, model: LucaVirus) -> tuple[Any, Any]:
 def matmul_peak(precision: str, repeats: int = 10) -> float:
     """FLOP/s of this machine in matrix products of 2048 x 2048, the best of torch's libraries."""
     a, b = (torch.randn(2048, 2048, dtype=DTYPES[precision]) for _ in range(2))
-    products = [lambda: torch.mm(a, b), lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")]
+    one_dnn: Any = torch.ops.mkldnn._linear_pointwise
+    products: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b), lambda: one_dnn(a, b, None, "none", [], "")]
     best = float("inf")
     for product in products * repeats:
         started = time.perf_counter()

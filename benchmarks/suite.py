@@ -53,7 +53,7 @@ def run_benchmark(script: Path, arguments: Sequence[str]) -> dict[str, Any]:
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
-        raise BenchmarkFailed(f"{script.name} failed (exit status {done.returncode}):\n{done.stderr[-3000:].strip()}")
+        raise BenchmarkFailed(f"{script.name} failed (exit status {done.returncode}):\n{done.stderr[-6000:].strip()}")
     try:
         result: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:

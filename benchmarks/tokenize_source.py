@@ -87,9 +87,10 @@ def stage(settings: Path) -> None:
         index = tokenize_source(read_settings(settings), "s", vocabularies, out / "s", ranks)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        took = np.concatenate(ranks.gather(np.array([[wall, cpu, memory]])))
+        took = ranks.gather(np.array([wall, cpu, memory]))
         if ranks.first:
-            wall, cpu, memory = took[:, 0].max(), took[:, 1].sum(), took[:, 2].max()
+            walls, cpus, memories = zip(*took, strict=True)
+            wall, cpu, memory = max(walls), sum(cpus), max(memories)
             print(json.dumps({"residues": index["tokens"], "wall": wall, "cpu": cpu, "rss_mb": memory}))
 
 
@@ -98,7 +99,7 @@ def run_stage(settings: Path, ranks: int = 1) -> dict[str, float]:
     shutil.rmtree(settings.parent / "shards", ignore_errors=True)
     command = ["torchrun", "--standalone", f"--nproc-per-node={ranks}", __file__, "--stage", str(settings)]
     surroundings = environment(command, settings.parent / "errors")
-    done = subprocess.run(program(command), env=surroundings, check=True, capture_output=True)
+    done = subprocess.run(program(command), env=surroundings, check=True, stdout=subprocess.PIPE)
     took: dict[str, float] = json.loads(done.stdout)
     return took
 

@@ -1,18 +1,22 @@
-"""What the benchmarks say of data whose answer is known; no timings."""
+"""What the benchmarks say of data whose answer is known, and that each of them still runs; no timings."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.corpus import make_project
 from benchmarks.many import made_up_rows, write_many
 from benchmarks.packing import filled_shape, imbalance, measure_case, padded_share
 from benchmarks.stand_in import StandIn
-from benchmarks.suite import BenchmarkFailed, figures, run_suite, table
+from benchmarks.step import one
+from benchmarks.suite import SHOWN, SMALL, BenchmarkFailed, figures, run_benchmark, run_suite, table
+from benchmarks.tokenize_source import prepare, run_stage, write_fasta
 from lucavirus.compute import make_compute
 from lucavirus.config import Run
 from lucavirus.dataset import Dataset
@@ -22,8 +26,16 @@ from lucavirus.shards import Shard
 from lucavirus.state import PLACE
 from lucavirus.update import Updater
 from tests.made_up import ARCHITECTURE, CLASSES, RUN, made_samples
-from tests.tiny import ALONE
+from tests.tiny import ALONE, ROOT
 
+# The least that each benchmark can measure; of two below their parts are called.
+LEAST = {
+    "batches": ("--updates", "2", "--rounds", "1", "--sequences", "2000"),
+    "packing": ("--updates", "2"),
+    "training": ("--hidden", "16", "--layers", "1", "--attention-heads", "2", "--heads", "0.01", "--updates", "2"),
+    "resume": ("--repeats", "1"),
+    "save": ("--millions", "1", "--repeats", "1"),
+}
 GOOD = "import json, sys; print(json.dumps({'speed': [1, {'of': 2.5}], 'words': sys.argv[1:]}))"
 
 
@@ -115,3 +127,35 @@ def test_the_stand_in_computes_our_losses_and_gradients() -> None:
     for ours, theirs in zip(model.parameters(), gradients, strict=True):
         assert ours.grad is not None and theirs is not None
         assert torch.allclose(ours.grad, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEAST)
+def test_a_benchmark_prints_the_figures_that_the_suite_shows(name: str) -> None:
+    found = figures(run_benchmark(ROOT / "benchmarks" / f"{name}.py", LEAST[name]))
+    assert len(found) > 1
+    assert all(math.isfinite(value) for value in found.values())
+    assert all(any(key.startswith(shown) for key in found) for shown in SHOWN.get(name, ()))
+
+
+def test_every_benchmark_of_the_suite_is_run_by_a_test() -> None:
+    assert LEAST.keys() | {"tokenize_source", "step"} == SMALL.keys()
+
+
+@pytest.mark.slow
+def test_the_tokenize_benchmark_counts_what_two_ranks_did(tmp_path: Path) -> None:
+    file = tmp_path / "s.fasta"
+    write_fasta(file, "prot", 10**5)
+    done = run_stage(prepare(tmp_path, file, "prot", None), ranks=2)
+    letters = sum(len(line) for line in file.read_text().splitlines() if not line.startswith(">"))
+    assert done["residues"] == letters >= 10**5
+    assert done["rss_mb"] > 50
+
+
+def test_the_step_benchmark_gives_both_the_same_sequences(tmp_path: Path) -> None:
+    run = RUN.model_copy(update={"gradient_accumulation_steps": 4, "worker_num": 0})
+    data = make_project(tmp_path, run, None, sequences=30).parent
+    ours, theirs = (one(kind, run, data, 2)["updates"] for kind in ("ours", "stand_in"))
+    assert len(ours) == 2
+    assert [update["tokens"] for update in ours] == [update["tokens"] for update in theirs]
+    assert [update["flops"] for update in ours] == pytest.approx([update["flops"] for update in theirs])
