@@ -120,13 +120,11 @@ def crosses(before: int, after: int, interval: int) -> bool:
     return after // interval > before // interval
 
 
-def automatic_max_steps(
-    samples: int, epochs: int, sequences_per_update: int, learning_rate: float, final_learning_rate: float
-) -> int:
-    """Updates after which the rate would be 0, for `final_learning_rate` after the last epoch (SPEC section 4).
+def automatic_max_steps(updates: Fraction | int, learning_rate: float, final_learning_rate: float) -> int:
+    """Updates after which the rate would be 0, for `final_learning_rate` after `updates` (SPEC section 4).
 
-    The seed's example, 15,718,611 sequences, 4 epochs, 256 sequences an update, 2e-4 and a difference of 5e-5,
-    gives its 982,413.
+    The seed counts 15,718,611 x 4 / 256 updates in its example, where 2e-4 and a difference of 5e-5 give its 982,413.
+    An epoch's last update, a part of one, is a whole one here: with little data the rate would end far too low.
     """
     peak, final = Fraction(str(learning_rate)), Fraction(str(final_learning_rate))
-    return max(1, int(Fraction(epochs * samples) * peak / (sequences_per_update * (peak - final))))
+    return int(updates * peak / (peak - final))

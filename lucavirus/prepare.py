@@ -37,12 +37,7 @@ class Prepared:
         if self.run.max_steps != "auto":
             return self.run.max_steps
         assert self.run.final_learning_rate is not None
-        formula = automatic_max_steps(
-            len(self.train), self.run.max_epochs, self.plan.sequences_per_update,
-            self.run.learning_rate, self.run.final_learning_rate,
-        )  # fmt: skip
-        # The formula leaves out that each epoch's last update is a part of one; the run must not end before its epochs.
-        return max(formula, self.plan.updates)
+        return automatic_max_steps(self.plan.updates, self.run.learning_rate, self.run.final_learning_rate)
 
 
 def prepare(name: str, run: Run, data: Path) -> Prepared:

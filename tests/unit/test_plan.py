@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +14,9 @@ from lucavirus.continuing import differences
 from lucavirus.counters import permute
 from lucavirus.flops import encoder_flops
 from lucavirus.model import Architecture
+from lucavirus.optimizer import learning_rate
 from lucavirus.plan import Plan, automatic_max_steps, crosses, pack, sequence_costs, share
+from lucavirus.prepare import Prepared
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 10, 257, 5000])
@@ -104,7 +110,15 @@ def test_intervals_are_crossed_once() -> None:
 
 
 def test_max_steps_is_the_seeds_number() -> None:
-    assert automatic_max_steps(15_718_611, 4, 8 * 1 * 32, 2e-4, 1.5e-4) == 982_413
+    assert automatic_max_steps(Fraction(15_718_611 * 4, 8 * 1 * 32), 2e-4, 1.5e-4) == 982_413
+
+
+def test_the_last_update_of_little_data_has_the_final_rate() -> None:
+    run = Run(gpus=1, max_epochs=5, max_steps="auto", learning_rate=0.01, final_learning_rate=0.002)
+    prepared: Any = SimpleNamespace(run=run, plan=Plan.of(run, 100))
+    max_steps = Prepared.max_steps(prepared)
+    assert (prepared.plan.updates, max_steps) == (20, 25)
+    assert learning_rate(20, 0.01, 0, max_steps) == pytest.approx(0.002)
 
 
 def test_plan_of_the_full_recipe() -> None:
