@@ -20,12 +20,16 @@ from lucavirus.files import replace_json
 # What a training writes below its work folder; the lock stays where it is.
 _HISTORY = ("metrics.jsonl", "non_finite.jsonl", "train.log", "tensorboard")
 _REWOUND = "rewound.json"
+# How keys of a fingerprint begin whose values are hashes: that these differ is all that they tell a person.
+_DATA = ("sequences and labels", "vocabulary of ")
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Lines `setting: old -> new` of what differs between a checkpoint's fingerprint and the settings of now."""
+    """Lines `setting: old -> new` of what differs between a checkpoint's fingerprint and that of now."""
     return [
-        f"{key}: {saved.get(key)!r} -> {now.get(key)!r}" for key in {**saved, **now} if saved.get(key) != now.get(key)
+        f"{key}: changed" if key.startswith(_DATA) else f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
+        for key in {**saved, **now}
+        if saved.get(key) != now.get(key)
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lucavirus.checkpoint import save_checkpoint
-from lucavirus.continuing import changed_settings, rewind, set_aside
+from lucavirus.continuing import changed_settings, differences, rewind, set_aside
 
 FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights")}
 
@@ -48,3 +48,10 @@ def test_a_change_is_one_since_the_newest_checkpoint_that_can_be_read(tmp_path: 
         save_checkpoint(tmp_path / "checkpoints", step, {}, {"fingerprint": fingerprint})
     (tmp_path / "checkpoints/step-11/state.json").write_text("")
     assert changed_settings(tmp_path, {"seed": 4, "new": 1}) == ["seed: 2 -> 4", "new: None -> 1"]
+
+
+def test_of_data_is_told_that_they_changed_not_their_hashes() -> None:
+    saved = {"seed": 1, "sequences and labels": ["0a", "1b"], "vocabulary of prot_site": "2c"}
+    now = {"seed": 1, "sequences and labels": ["0a", "3d"], "vocabulary of prot_site": "4e"}
+    assert differences(saved, now) == ["sequences and labels: changed", "vocabulary of prot_site: changed"]
+    assert differences(saved, saved) == []
