@@ -8,6 +8,9 @@ min_version("9.11")
 configfile: "config/config.yaml"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/settings.smk"
 include: "rules/common.smk"
 include: "rules/lock.smk"

@@ -20,20 +20,20 @@ from lucavirus.config import Run, Settings
 from lucavirus.config_data import Source
 from lucavirus.records import CSV_COLUMNS
 from lucavirus.splits import make_datasets
-from lucavirus.tasks import SUPERVISED, TASKS, Molecule
+from lucavirus.tasks import MOLECULES, SUPERVISED, TASKS, Molecule
 from lucavirus.tokenization import tokenize_source
 from lucavirus.vocabularies import build_vocabularies
 from tests.tiny import ALONE
 
 CLASSES = dict(zip(SUPERVISED, (8, 1659, 476, 3460, 63, 55, 603), strict=True))
 LONGEST_GENE = 3072
-# Of the proteins with any span of a task, and the part of their residues that spans cover, about.
+# Residues that a task's spans cover in a sequence that has any, about.
 _SPAN_LENGTH = {"gene_type": 900, "prot_homo": 150, "prot_site": 12, "prot_domain": 120}
 
 
 def lengths(molecule: Molecule, count: int, seed: int = 0) -> NDArray[np.int64]:
     """Lengths of `count` made-up sequences, without specials."""
-    random = np.random.default_rng([seed, len(molecule)])
+    random = np.random.default_rng([seed, MOLECULES.index(molecule)])
     if molecule == "gene":
         whole = random.random(count) < 0.58
         return np.where(whole, LONGEST_GENE, random.integers(86, LONGEST_GENE, count))

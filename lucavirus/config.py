@@ -58,11 +58,11 @@ class Model(Frozen):
     """The size of the encoder and its heads."""
 
     hidden_size: PositiveInt = setting(2560, "width of the encoder")
-    num_attention_layers: PositiveInt = setting(12, "Transformer layers; fewer when max_length grows")
+    num_attention_layers: PositiveInt = setting(12, "Transformer layers; a longer max_length leaves memory for fewer")
     num_attention_heads: PositiveInt = setting(20, "attention heads; must divide hidden_size")
     max_length: Annotated[int, Field(ge=3)] = setting(3074, "tokens: longest input, [CLS] and [SEP] counted")
     head_size: dict[TaskName, PositiveInt] = setting(
-        {}, "hidden width of each task's head; what is left out is full size"
+        {}, "hidden width of each task's head; of tasks left out here and in config.yaml, full size"
     )
 
     def contradictions(self) -> Iterator[str]:
@@ -117,7 +117,7 @@ class Run(Frozen):
     )
 
     mask_probability: Annotated[float, Field(gt=0, le=1)] = setting(
-        0.15, "part of the tokens chosen for the mask tasks"
+        0.15, "fraction of the tokens chosen for the mask tasks"
     )
     random_tokens: Literal["molecule", "all"] = setting(
         "molecule", "random replacements: the molecule's own letters, or (the original) all tokens but [PAD]"
@@ -129,9 +129,11 @@ class Run(Frozen):
     model_dirpath: str | None = setting(
         None, "folder of a LucaOne or LucaVirus checkpoint to start from; null: from scratch"
     )
-    loss_logging_steps: PositiveInt = setting(1000, "steps between lines of loss in metrics.jsonl")
+    loss_logging_steps: PositiveInt = setting(
+        1000, "steps between records of the loss; in effect the least common multiple with gradient_accumulation_steps"
+    )
     logging_steps: PositiveInt = setting(
-        1000, "steps between full records (per-task curves, speed, memory) in TensorBoard"
+        1000, "steps between records that have speed, memory and per-task losses too; in effect as above"
     )
     save_steps: PositiveInt = setting(200000, "steps between checkpoints")
     save_minutes: PositiveFloat | None = setting(
@@ -143,7 +145,7 @@ class Run(Frozen):
     )
     non_finite: Literal["stop", "skip"] = setting(
         "stop",
-        "what a gradient that is not finite does: end the run, or skip that update; it is written down either way",
+        "on a gradient that is not finite: end the run, or skip that update; non_finite.jsonl tells of it either way",
     )
     max_skipped: PositiveInt = setting(3, "with `non_finite: skip`: updates skipped in a row after which the run ends")
 
@@ -162,7 +164,8 @@ class Run(Frozen):
     )
     recomputation: bool = setting(False, "compute each layer twice and keep less: a quarter slower, far less memory")
     compile: AutoOrSwitch = setting(
-        "auto", "torch.compile of the layers; auto: on an A100 or newer, where there is gcc, unless deterministic"
+        "auto",
+        "torch.compile of the layers; auto: in bf16 from the A100 on, with a C compiler, unless deterministic",
     )
     deterministic: bool = setting(
         False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them"

@@ -20,6 +20,11 @@ Model = TypeVar("Model", bound=BaseModel)
 HeldOut = Literal["dev", "test"]
 HELD_OUT: tuple[HeldOut, ...] = ("dev", "test")
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+# The reasons of training.json in words.
+_ENDS = {
+    "all epochs done": "with all epochs done", "max_steps": "at max_steps, where the learning rate is 0",
+    "stop_after": "early, by stop_after",
+}  # fmt: skip
 LENGTH_COLUMNS = ("molecule", "split", "from", "to", "sequences")
 SUMMARY_COLUMNS = ("molecule", "split", "sequences", "tokens")
 AGAIN = "it is written by the stage before this one: remove the file and start the same target again"
@@ -81,8 +86,7 @@ class Training(_Read):
     tokens: int
     seconds: float
     best: Best | None = None
-    finished: bool
-    reason: str
+    reason: Literal["all epochs done", "max_steps", "stop_after"]
     B: int
     world_size: int
     parameters: int
@@ -170,9 +174,8 @@ def summary_page(training: Training, skipped: int, scores: pd.DataFrame, summary
     of the data sets.
     """
     best = training.best
-    end = "finished" if training.finished else "ended early"
     facts = {
-        "state": f"{end}: reached {training.reason}",
+        "ended": _ENDS[training.reason],
         "trained": f"{training.updates:,} updates of {training.B:,} sequences ({training.steps:,} steps), "
         f"{training.epochs:g} epochs",
         "learning rate": f"would be 0 after {training.max_steps:,} updates",

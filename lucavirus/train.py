@@ -256,7 +256,6 @@ class Trainer:
     def publish(self, work: Path, out: Path) -> None:
         """Put the results of a finished run in place; training.json last."""
         state, at = self.state, self.plan.position(self.state.update)
-        self.checkpoints.finish()
         last = self.checkpoints.at(at.step)
         best = self.checkpoints.best(state, last)
         if problem := damage(best):
@@ -268,7 +267,7 @@ class Trainer:
         if state.update >= self.updater.max_steps:
             reason = "max_steps"
         replace_json(out / "training.json", {
-            "run": self.prepared.name, "finished": True, "reason": reason,
+            "run": self.prepared.name, "reason": reason,
             "updates": at.update, "steps": at.step, "epochs": at.update / self.plan.updates_per_epoch,
             "sequences": state.sequences, "tokens": state.tokens, "seconds": round(state.seconds, 1),
             "best": state.best, "B": self.run.sequences_per_update, "world_size": self.ranks.world_size,

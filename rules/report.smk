@@ -60,7 +60,7 @@ rule draw_data:
     params:
         folder=subpath(output.lengths, parent=True),
     shell:
-        "python workflow_scripts/launch.py --log {log} python workflow_scripts/report_data.py"
+        "exec python workflow_scripts/launch.py --log {log} python workflow_scripts/report_data.py"
         " --lengths {input.lengths}"
         " --summary {input.summary}"
         " --out {params.folder}"
@@ -110,7 +110,7 @@ rule draw_run:
     params:
         folder=subpath(output.page, parent=True),
     shell:
-        "python workflow_scripts/launch.py --log {log} python workflow_scripts/report.py"
+        "exec python workflow_scripts/launch.py --log {log} python workflow_scripts/report.py"
         " --run {wildcards.run}"
         " --metrics {input.metrics}"
         " --training {input.training}"

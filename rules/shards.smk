@@ -68,13 +68,12 @@ rule tokenize_source:
         mem_mb=16000,
         runtime=720,
     params:
-        ranks=lambda wildcards, threads: threads,
         vocabularies=lambda wildcards, input: os.path.dirname(input.vocabularies[0]),
         folder=subpath(output.index, parent=True),
         settings=settings_file,
         identity=tokenize_identity,
     shell:
-        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"
+        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {threads}"
         " workflow_scripts/tokenize_source.py"
         " --settings {params.settings}"
         " --source {wildcards.source}"

@@ -22,13 +22,12 @@ rule split:
         mem_mb=16000,
         runtime=240,
     params:
-        ranks=lambda wildcards, threads: threads,
         shards=lambda wildcards, input: os.path.dirname(os.path.dirname(input.shards[0])),
         folder=subpath(output.summary, parent=True),
         settings=settings_file,
         identity=split_identity,
     shell:
-        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {params.ranks}"
+        "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {threads}"
         " workflow_scripts/split.py"
         " --settings {params.settings}"
         " --shards {params.shards}"

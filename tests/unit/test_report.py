@@ -23,7 +23,7 @@ EVALUATION = {
 }
 TRAINING = {
     "run": "mine", "updates": 1200, "steps": 38400, "epochs": 1.5, "sequences": 38400, "tokens": 3000000,
-    "seconds": 3725.0, "best": {"update": 900, "loss": 1.23456}, "finished": False, "reason": "stop_after",
+    "seconds": 3725.0, "best": {"update": 900, "loss": 1.23456}, "reason": "stop_after",
     "B": 32, "world_size": 2, "parameters": 1234567, "max_steps": 4000, "something_new": [1],
 }  # fmt: skip
 RECORDS = [
@@ -98,7 +98,7 @@ def test_summary_page_answers_the_first_questions(files: dict[str, Path], tmp_pa
     page = (tmp_path / "out" / "summary.md").read_text()
     for line in (
         "# Run mine",
-        "| state | ended early: reached stop_after |",
+        "| ended | early, by stop_after |",
         "| trained | 1,200 updates of 32 sequences (38,400 steps), 1.5 epochs |",
         "| time | 1 h 2 min on 2 process(es), 805 tokens/s |",
         "| best dev loss | 1.2346 nats, at update 900 |",
