@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from lucavirus import alphabet
 from lucavirus.config import Run, Settings
 from lucavirus.config_data import Source
+from lucavirus.distributed import ALONE
 from lucavirus.records import CSV_COLUMNS
 from lucavirus.splits import make_datasets
 from lucavirus.tasks import MOLECULES, SUPERVISED, TASKS, Molecule
 from lucavirus.tokenization import tokenize_source
 from lucavirus.vocabularies import build_vocabularies
-from tests.tiny import ALONE
 
 CLASSES = dict(zip(SUPERVISED, (8, 1659, 476, 3460, 63, 55, 603), strict=True))
 LONGEST_GENE = 3072

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
+from lucavirus.background import Background
 from lucavirus.batches import bounds_of
 from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.rows import Rows
-from lucavirus.shards import Background, ShardWriter, write_arrays
+from lucavirus.shards import ShardWriter, write_arrays
 from lucavirus.tasks import MOLECULES
 
 _AT_ONCE = 250_000

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lucavirus.dataset import FORMAT, VERSION
+from lucavirus.distributed import ALONE
 from lucavirus.gradients import FlatGradients
 from lucavirus.model import LucaVirus
 from lucavirus.optimizer import make_optimizer
@@ -43,7 +44,7 @@ def resume_seconds(settings: Path, place: float, repeats: int) -> float:
     update = int(place * prepared.plan.updates)
     model = LucaVirus(prepared.architecture)
     optimizer = make_optimizer(model, prepared.run)
-    FlatGradients(model, tiny.ALONE, 0)
+    FlatGradients(model, ALONE, 0)
     optimizer.step()
     times = []
     for repeat in range(repeats):

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from lucavirus.config import Run
+from lucavirus.distributed import ALONE
 from lucavirus.gradients import FlatGradients
 from lucavirus.model import Architecture, LucaVirus, count_parameters
 from lucavirus.optimizer import make_optimizer
 from lucavirus.state import Checkpoints, State
-from tests.tiny import ALONE
 
 
 def main() -> None:

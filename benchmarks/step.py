@@ -30,6 +30,7 @@ from lucavirus import memory
 from lucavirus.capacity import training_capacity
 from lucavirus.compute import make_compute
 from lucavirus.config import Model, Run
+from lucavirus.distributed import ALONE
 from lucavirus.flops import encoder_flops
 from lucavirus.launch import ROOT, TUNING
 from lucavirus.loader import Batches
@@ -38,7 +39,6 @@ from lucavirus.packing import make_pack
 from lucavirus.packs import Pack
 from lucavirus.prepare import Prepared, prepare
 from lucavirus.update import Updater
-from tests.tiny import ALONE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -6,7 +6,6 @@ Spans are (start, end): positions of the sequence's body from 0, both ends inclu
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 import sys
 from collections import Counter, defaultdict
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from lucavirus.blocks import BOM, reading
-from lucavirus.errors import UserError
+from lucavirus.errors import UserError, close_to
 from lucavirus.tasks import SUPERVISED, TASKS
 
 # GFF3 feature types (INSDC and Sequence Ontology names) of each class of gene_type.
@@ -99,12 +98,6 @@ def read_lines(file: str) -> Iterator[tuple[int, str]]:
                 hint = "save it with the line ends of Unix, for example with `tr '\\r' '\\n'`"
                 raise _mistake(file, number, "has a carriage return within a line", hint)
             yield number, text
-
-
-def close_to(name: str, known: Iterable[str]) -> str:
-    """Give '; did you mean X?' where one of the known names is close to this one, else nothing."""
-    guess = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {guess[0]}?" if guess else ""
 
 
 def _read_gff3(file: str, types: Mapping[str, str | None], left_out: Counter[str]) -> Iterator[Annotation]:

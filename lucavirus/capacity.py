@@ -65,7 +65,7 @@ def training_capacity(updater: Updater, classes: Mapping[str, int]) -> int:
         return max(longest, min(largest, estimate))
 
     def fits(tokens: int) -> bool:
-        return ranks.least(int(_fits(updater, tokens, dict(classes)))) == 1
+        return ranks.all(_fits(updater, tokens, dict(classes)))
 
     found = largest_that_fits(fits, longest, largest)
     if not found:

@@ -56,9 +56,9 @@ class Compute:
     def hidden(self, model: LucaVirus, pack: Pack) -> Tensor:
         """Hidden states (R, C) of the wanted tokens of a pack that is on the device."""
         if self.attention != PLAIN:
-            # So that nothing is compiled anew: a constant (what fills a pack may be longer than its sequences, and what
-            # fills the wanted tokens counts to its last one), and boundaries and rows in tensors of their own, because
-            # code is bound to a tensor's place in a larger one.
+            # torch.compile compiles anew for another Python number, and for a view at another place of a larger tensor:
+            # so `longest` is a constant (as long as what may fill up a pack or its wanted tokens), and boundaries and
+            # rows are tensors of their own.
             step = step_of_fill(self.capacity)
             edges, rows, longest = pack.cu_seqlens.clone(), pack.wanted.clone(), max(self.max_length, step) + step
             layout = Layout(self.attention, edges, edges, longest)

@@ -236,7 +236,7 @@ class Settings(Frozen):
     report_runs: tuple[str, ...] = setting((), "runs that the target `report` shows")
     run: str | None = setting(None, "the run that the target `resume` continues")
     trained_checkpoint: PositiveInt | None = setting(
-        None, "with `run`: step of an older checkpoint to go back to (later ones are set aside), or of model_dirpath"
+        None, "with `run`: step of the checkpoint to go back to (later ones are set aside), or of that in model_dirpath"
     )
     model_dirpath: str | None = setting(
         None, "with `run` and trained_checkpoint: folder of the original's checkpoint of that step"

@@ -17,6 +17,10 @@ from pydantic import (
 
 from lucavirus.tasks import Molecule
 
+HeldOut = Literal["dev", "test"]
+HELD_OUT: tuple[HeldOut, ...] = ("dev", "test")
+SPLITS: tuple[str, ...] = ("train", *HELD_OUT)
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
@@ -101,5 +105,5 @@ class Tokenize(Frozen):
     """How input becomes shards."""
 
     unit_mb: PositiveInt = setting(
-        64, "MB of input that a unit of work has at most; part of the shards' identity, not of their meaning"
+        64, "MB of input in a unit of work, at most; a change tokenizes anew, into the same sequences"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import glob
 import json
 import os
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from lucavirus.config import Model, Run, Settings, StopAfter
 from lucavirus.config_data import Source, Split, Tokenize
-from lucavirus.errors import UserError
+from lucavirus.errors import UserError, close_to
 
 Location = tuple[str | int, ...]
 
@@ -59,6 +58,15 @@ def chosen_run(settings: Settings, name: str) -> Run:
     if name not in settings.runs:
         raise UserError(f"there is no run {name}", hint=f"the runs are {', '.join(settings.runs)}")
     return settings.runs[name]
+
+
+def chosen_source(settings: Settings, name: str) -> Source:
+    """The source of a name. Raises UserError where there is none."""
+    for source in settings.sources:
+        if source.name == name:
+            return source
+    known = ", ".join(source.name for source in settings.sources)
+    raise UserError(f"there is no source {name}", hint=f"the sources are {known}")
 
 
 def _mistakes(complete: dict[str, Any]) -> list[Any]:
@@ -199,8 +207,7 @@ def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
     if detail["type"] == "extra_forbidden":
         group = next((_GROUPS[str(part)] for part in reversed(where[:-1]) if part in _GROUPS), Settings)
         known = [*group.model_fields, *(_SHARED if group is Settings else ())]
-        guess = difflib.get_close_matches(str(where[-1]), known, n=1)
-        return where, "is not a setting" + (f"; did you mean {guess[0]}?" if guess else "")
+        return where, f"is not a setting{close_to(str(where[-1]), known)}"
     if detail["type"] == "missing":
         return where, "is missing"
     text = detail["msg"].removeprefix("Value error, ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lucavirus.config import Run
+from lucavirus.config_data import SPLITS
 from lucavirus.errors import UserError
 from lucavirus.packs import Sample
 from lucavirus.shards import Shard, map_arrays
@@ -94,6 +96,17 @@ class _Table:
 
     def __len__(self) -> int:
         return len(self.row)
+
+
+def open_splits(data: Path, run: Run, tasks: Sequence[str]) -> tuple[Dataset, Dataset, Dataset]:
+    """The train, dev and test set of a run, with the labels of `tasks`."""
+    train, dev, test = (Dataset(data, run.molecules, split, run.model.max_length, tasks) for split in SPLITS)
+    return train, dev, test
+
+
+def fingerprints(splits: Iterable[Dataset]) -> list[str]:
+    """Those of all their files."""
+    return [fingerprint for split in splits for fingerprint in split.fingerprint]
 
 
 def classes_of(vocabularies: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> dict[str, int]:

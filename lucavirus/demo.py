@@ -7,7 +7,6 @@ linkers typical of their order. Copies of an element differ by a few mutations, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -17,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from lucavirus.errors import UserError
+from lucavirus.files import replace_text
 
 FILES: tuple[str, ...] = ("genomes.fasta", "genomes.gff3", "proteins.fasta", "labels.tsv")
 
@@ -179,11 +179,8 @@ def write_demo(folder: Path, seed: int = 1111) -> None:
     genomes = [make_genome(dice, index) for index in range(GENOMES)]
     proteins = [make_protein(dice, index) for index in range(PROTEINS)]
     texts = (_fasta(genomes, "genome"), _gff3(genomes), _fasta(proteins, "protein"), _labels(genomes, proteins))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in zip(FILES, texts, strict=True):
-        unfinished = folder / f".{name}.{os.getpid()}.tmp"
-        unfinished.write_bytes(text.encode("ascii"))
-        unfinished.replace(folder / name)
+        replace_text(folder / name, text)
 
 
 def make_genome(dice: Dice, index: int) -> Record:

@@ -63,6 +63,14 @@ class Ranks:
         dist.all_reduce(smallest, dist.ReduceOp.MIN)
         return int(smallest.item())
 
+    def all(self, here: bool) -> bool:
+        """True where it is on every rank."""
+        return self.least(int(here)) == 1
+
+    def any(self, here: bool) -> bool:
+        """True where it is on any rank."""
+        return not self.all(not here)
+
     def barrier(self) -> None:
         """Wait until every rank is here, on the CPU too: a GPU's collective by itself would only be put in a queue."""
         self.least(0)
@@ -86,6 +94,9 @@ class Ranks:
         if not self.first:
             return []
         return [part[:size].cpu().numpy() for part, size in zip(received, sizes.tolist(), strict=True)]
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class Stopwatch:

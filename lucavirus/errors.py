@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # Exit status of a stage that was asked to end, saved its work, and goes on at the next start (EX_TEMPFAIL).
 PREEMPTED = 75
-# In the message of a stage that was asked to end by SIGUSR1, which is how schedulers are told to warn.
+# How the message of a stage begins that was asked to end and has saved.
+SAVED = "preempted"
+# In that of a stage that was asked to end by SIGUSR1, which is how schedulers are told to warn.
 TIME_LIMIT = "(SIGUSR1 came: the time limit is near)"
 
 
@@ -29,6 +32,12 @@ class UserError(Exception):
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         return f"{head}\n  What to do: {self.hint}" if self.hint else head
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """Give '; did you mean X?' where one of the known names is close to this one, else nothing."""
+    guess = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {guess[0]}?" if guess else ""
 
 
 def run_stage(main: Callable[[], None]) -> None:

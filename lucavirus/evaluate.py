@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from lucavirus import alphabet
 from lucavirus.compute import Compute
@@ -22,8 +24,6 @@ from lucavirus.model import LucaVirus
 from lucavirus.packs import TaskLabels
 from lucavirus.sharding import reshard
 from lucavirus.tasks import TASKS
-
-Progress = Callable[[int, int], None]
 
 
 class _Collected:
@@ -71,26 +71,27 @@ def evaluate_split(
     ranks: Ranks,
     *,
     metrics: bool,
-    progress: Progress = lambda done, total: None,
+    bar: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on all samples of a dataset, with fixed masks and the training weights of the tasks.
 
     Returns {"loss": mean over sequences, "tasks": {task: {"loss", metrics, "baseline", "n_sequences", "n_labels"}}};
     tasks without a label there are left out, and metrics are the first rank's alone. Packs do not depend on the ranks,
     each sample is computed by one rank, and sums run in the order of samples: the numbers are the same for any ranks.
+    `bar` is the name of a progress bar.
     """
     tasks: list[str] = [task for task in run.tasks if not TASKS[task].supervised or task in classes]
     collected = _Collected(len(dataset), tasks, classes, metrics)
     packs = evaluation_packs(dataset, compute.capacity)
     mine = ranks.mine(len(packs))
-    for done, number in enumerate(mine, start=1):
+    hidden_bar = bar is None or not ranks.first
+    for number in tqdm(mine, bar, unit="pack", file=sys.stderr, mininterval=1.0, ncols=110, disable=hidden_bar):
         pack = evaluation_pack(dataset, packs[number], run, classes, compute.capacity).to(compute.device)
         with compute.autocast():
             hidden = compute.hidden(model, pack)
             for task, labels in pack.labels.items():
                 samples = np.asarray(pack.samples)[labels.sequences.cpu().numpy()]
                 collected.add(task, samples, model.logits(task, hidden[pack.places(labels)]), labels)
-        progress(done, len(mine))
     if compute.parallel == "fsdp":  # every rank must take part in as many passes as the first
         nothing = evaluation_pack(dataset, np.empty(0, np.int64), run, classes, compute.capacity).to(compute.device)
         for _ in range(len(mine), -(-len(packs) // ranks.world_size)):

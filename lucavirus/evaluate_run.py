@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from lucavirus import memory
 from lucavirus.capacity import evaluation_capacity
 from lucavirus.compute import make_compute
 from lucavirus.config import Run, Settings
+from lucavirus.config_data import HELD_OUT, HeldOut
 from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import Ranks, joined
@@ -32,7 +33,7 @@ def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, 
     with joined(run.device, announce=True) as ranks:
         model, data = load_model(model_folder).to(ranks.device), staged(data, run.stage_shards_to)
         labels = model_folder / "labels"
-        splits = {split: _evaluate(model, labels, run, data, split, ranks) for split in ("dev", "test")}
+        splits = {split: _evaluate(model, labels, run, data, split, ranks) for split in HELD_OUT}
         if ranks.first:
             tasks = {split: found["tasks"] for split, found in splits.items() if found}
             losses = {split: found["loss"] for split, found in splits.items() if found and found["tasks"]}
@@ -64,28 +65,19 @@ def load_model(folder: Path) -> LucaVirus:
 def _evaluate(model: LucaVirus, labels: Path, run: Run, data: Path, split: str, ranks: Ranks) -> dict[str, Any] | None:
     # The vocabularies of now, not of the time of training: a model of other classes must not be scored by them.
     names = read_vocabularies(data / "vocabularies")
-    sizes = {task: len(found) for task, found in names.items()}
     classes = {task: classes for task, (_, classes) in model.architecture.heads.items()}
     changed = [task for task in classes if names[task] != read_vocabulary(labels / f"{task}.txt")]
     if changed:
         raise UserError(f"the label vocabularies of {', '.join(changed)} have changed since the model was trained",
                         hint="train the run again under a new name, or bring the old labels back")  # fmt: skip
-    tasks = tuple(task for task in run.tasks if task in classes or sizes.get(task) is None)
-    run = run.model_copy(update={"tasks": tasks})
-    dataset = Dataset(data, run.molecules, split, run.model.max_length, tasks)
+    dataset = Dataset(data, run.molecules, split, run.model.max_length, tuple(classes))
     if not len(dataset):
         return None
     compute = make_compute(run, ranks.device).with_capacity(evaluation_capacity(model.architecture, run, ranks.device))
-    with tqdm(desc=split, unit="pack", file=sys.stderr, mininterval=1.0, ncols=110, disable=not ranks.first) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return evaluate_split(model, dataset, run, classes, compute, ranks, metrics=True, progress=progress)
+    return evaluate_split(model, dataset, run, classes, compute, ranks, metrics=True, bar=split)
 
 
-def table(splits: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def table(splits: Mapping[HeldOut, dict[str, Any]]) -> pd.DataFrame:
     """One row a split, task and metric: value and baseline (the best constant answer)."""
     rows = []
     for split, tasks in splits.items():

@@ -20,7 +20,7 @@ from typing import IO
 
 from lucavirus import slurm
 from lucavirus.claims import claimed_gpus
-from lucavirus.errors import PREEMPTED, UserError
+from lucavirus.errors import PREEMPTED, SAVED, UserError
 from lucavirus.guard import only_owner
 from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
 from lucavirus.screen import Output
@@ -95,7 +95,7 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         message = output.message()
         restarts.follow_up(ending(child.returncode, message, told=watch.told_to_end), output.say)
     errors.unlink(missing_ok=True)
-    if message.startswith("preempted") and child.returncode:  # torchrun turns the ranks' status into 1
+    if message.startswith(SAVED) and child.returncode:  # torchrun turns the ranks' status into 1
         return PREEMPTED
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lucavirus.config import Run
-from lucavirus.dataset import Dataset
+from lucavirus.dataset import fingerprints, open_splits
 from lucavirus.errors import UserError
 from lucavirus.plan import Plan
 from lucavirus.state import read_fingerprint, read_state
@@ -30,10 +30,8 @@ def gone_through(checkpoint: Path, data: Path, epoch: int | None = None) -> Iter
         trained_on = fingerprint["sequences and labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"is no checkpoint ({error})", where=str(checkpoint), hint=_HINT) from error
-    train, dev, test = (
-        Dataset(data, run.molecules, split, run.model.max_length, ()) for split in ("train", "dev", "test")
-    )
-    if train.fingerprint + dev.fingerprint + test.fingerprint != trained_on:
+    train, *held_out = open_splits(data, run, ())
+    if fingerprints([train, *held_out]) != trained_on:
         raise UserError("the data sets are not those that the checkpoint was trained on", where=str(data), hint=_HINT)
     plan = Plan.of(run, len(train))
     for update in range(state.first, state.update):

@@ -1,4 +1,4 @@
-"""Packed batches of each update, made ahead by worker processes; without state, so any number gives the same."""
+"""Packed batches of each update, made ahead by worker processes; without state: any number gives the same batches."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,11 @@ class Architecture:
 
     @classmethod
     def of(cls, run: Run, classes: Mapping[str, int]) -> Architecture:
-        """The model of a run; `classes` are the sizes of the vocabularies, tasks without classes get no head."""
+        """The model of a run; `classes` are the sizes of the vocabularies, tasks that are not in it get no head."""
         heads: dict[str, tuple[int, int]] = {
             task: (run.model.head_width(task), classes[task])
             for task in SUPERVISED
-            if task in run.tasks and classes[task] > 0
+            if task in run.tasks and task in classes
         }
         model = run.model
         return cls(model.hidden_size, model.num_attention_layers, model.num_attention_heads, model.max_length, heads)
@@ -202,19 +202,7 @@ class LucaVirus(nn.Module):
 
         Of the `wanted` tokens alone (R, C): the last layer is computed for these only, which changes nothing for them.
         """
-        for x in self._states(tokens_T, types_T, positions_T, layout, wanted):  # noqa: B007
-            pass
-        return x
-
-    def layer_outputs(self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout) -> list[Tensor]:
-        """The input of the first layer, the output of each layer, and the hidden states after the last LayerNorm."""
-        return list(self._states(tokens_T, types_T, positions_T, layout))
-
-    def _states(
-        self, tokens_T: Tensor, types_T: Tensor, positions_T: Tensor, layout: Layout, wanted: Wanted | None = None
-    ) -> Iterator[Tensor]:
-        x = self.embed_tokens(tokens_T).float() + self.embed_type(types_T)  # sharded weights may have 16 bits here
-        yield x
+        x: Tensor = self.embed_tokens(tokens_T).float() + self.embed_type(types_T)  # sharded weights may have 16 bits
         turns = rotary.angles(positions_T, self.architecture.attention_head_size)
         for number, layer in enumerate(self.layers, start=1):
             last = wanted is not None and number == len(self.layers)
@@ -223,8 +211,7 @@ class LucaVirus(nn.Module):
                 x = checkpoint(layer, x, *rest, use_reentrant=False)
             else:
                 x = layer(x, *rest)
-            yield x
-        yield self.last_layer_norm(x)
+        return self.last_layer_norm(x)  # type: ignore[no-any-return]
 
     def logits(self, task: str, x_MC: Tensor) -> Tensor:
         """Scores (M, classes) of a task for chosen rows of the hidden states."""

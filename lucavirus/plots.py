@@ -121,7 +121,7 @@ def _log_where_it_serves(axes: Axes) -> None:
 
 @rc_context(STYLE)
 def task_bars(scores: pd.DataFrame) -> Figure:
-    """Main metric of each task on dev and test, with a stroke where the majority baseline lies.
+    """Main metric of each task on dev and test, with a stroke where the constant baseline lies.
 
     `scores`: task, metric, dev, dev_baseline, test, test_baseline (fractions; NaN where a split was not evaluated).
     """
@@ -134,7 +134,7 @@ def task_bars(scores: pd.DataFrame) -> Figure:
         axes.barh(rows + shift, scores[split], 0.34, color=COLOUR[split], label=split)
         base = scores[f"{split}_baseline"]
         axes.vlines(base, rows + shift - 0.19, rows + shift + 0.19, color=INK, linewidth=2.2,
-                    label="majority baseline" if split == "test" else "")  # fmt: skip
+                    label="constant baseline" if split == "test" else "")  # fmt: skip
         for row, value, low in zip(rows, scores[split], base, strict=True):
             text = f"{value:.3f}" + ("" if np.isnan(low) else f"  ({low:.3f})")
             right = np.nanmax([value, low, 0.0])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lucavirus.config import Run
-from lucavirus.dataset import Dataset, classes_of, require_samples
+from lucavirus.dataset import Dataset, classes_of, fingerprints, open_splits, require_samples
 from lucavirus.errors import UserError
 from lucavirus.model import Architecture
 from lucavirus.plan import Plan, automatic_max_steps
@@ -50,14 +50,12 @@ def prepare(name: str, run: Run, data: Path) -> Prepared:
     fingerprint = run.meaning()  # with the tasks as configured: which of them have labels is up to the vocabularies
     run = run.model_copy(update={"tasks": tasks})
     classes = classes_of(vocabularies, tasks)
-    train, dev, test = (
-        Dataset(data, run.molecules, split, run.model.max_length, tasks) for split in ("train", "dev", "test")
-    )
+    train, dev, test = open_splits(data, run, tasks)
     require_samples(train, f"run {name}")
     return Prepared(
-        name, run, classes, Architecture.of(run, {task: classes.get(task, 0) for task in SUPERVISED}),
+        name, run, classes, Architecture.of(run, classes),
         Plan.of(run, len(train)), train, dev, test, dropped,
-        fingerprint | _data_fingerprint(run, vocabularies, train.fingerprint + dev.fingerprint + test.fingerprint),
+        fingerprint | _data_fingerprint(run, vocabularies, fingerprints([train, dev, test])),
     )  # fmt: skip
 
 

@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lucavirus import plots
 from lucavirus.config import TaskName
+from lucavirus.config_data import HELD_OUT, HeldOut
 from lucavirus.errors import UserError
 from lucavirus.files import replace_text
 from lucavirus.tasks import TASKS
 
 Model = TypeVar("Model", bound=BaseModel)
-HeldOut = Literal["dev", "test"]
-HELD_OUT: tuple[HeldOut, ...] = ("dev", "test")
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 # The reasons of training.json in words.
 _ENDS = {

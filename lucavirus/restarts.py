@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lucavirus import slurm
 from lucavirus.checkpoint import checkpoints
-from lucavirus.errors import TIME_LIMIT, UserError
+from lucavirus.errors import SAVED, TIME_LIMIT, UserError
 from lucavirus.files import replace_json
 
 # Starts after crashes in a row, without a newer checkpoint in between: for nodes that fail, not for bugs.
@@ -36,7 +36,7 @@ def ending(status: int, message: str, *, told: bool) -> Ending:
     """The ending by exit status and reported message; `told` when the launcher itself got a signal to end."""
     if status == 0:
         return Ending.DONE
-    if message.startswith("preempted"):
+    if message.startswith(SAVED):
         return Ending.TIME_LIMIT if TIME_LIMIT in message and not told else Ending.ASKED
     if message:
         return Ending.REFUSED

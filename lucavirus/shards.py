@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from lucavirus import alphabet
+from lucavirus.background import Background
 from lucavirus.batches import bounds_of
 from lucavirus.counters import U64
 from lucavirus.errors import UserError
@@ -33,31 +33,6 @@ CHECKED = (
 )
 
 _REDO = "remove {folder} and run the workflow again; it makes the shards anew from the input"
-
-
-class Background:
-    """Runs tasks in a thread, one after the other; the next one is taken when the one before is done."""
-
-    def __init__(self) -> None:
-        self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self.wait()
-
-    def run(self, task: Callable[..., None], *arguments: Any) -> None:
-        """Start a task; waits for the one before, and raises what that raised."""
-        self.wait()
-        self._pending.append(self._pool.submit(task, *arguments))
-
-    def wait(self) -> None:
-        """Wait until nothing runs; raises what the last task raised."""
-        while self._pending:
-            self._pending.pop().result()
 
 
 class ShardWriter:

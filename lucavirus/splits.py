@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from lucavirus import memory
 from lucavirus.config import Settings
-from lucavirus.config_data import Split
+from lucavirus.config_data import SPLITS, Split
+from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.files import replace_text
 from lucavirus.shards import Shard, checksum, read_index, write_arrays
 from lucavirus.tasks import MOLECULES
-
-SPLITS: tuple[str, ...] = ("train", "dev", "test")
 
 
 def assign(parents: NDArray[np.uint64], fixed: NDArray[np.int8], split: Split) -> NDArray[np.int8]:
@@ -153,7 +152,7 @@ def _divide(
         path = out / molecule / f"{name}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, arrays, {
-            "format": "lucavirus-dataset", "version": 1, "molecule": molecule, "split": name,
+            "format": FORMAT, "version": VERSION, "molecule": molecule, "split": name,
             "shards": json.dumps(list(paths)), "sequences": len(chosen), "tokens": int(arrays["length"].sum()),
             "fingerprint": checksum({"rows": rows.whole[chosen]}),
         })  # fmt: skip

@@ -121,7 +121,7 @@ def make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Rank
         run.recomputation, run.deterministic, run.max_tokens_per_pack,
     ]  # fmt: skip
     # Ranks may differ in what they can compile, but they search together.
-    known = ranks.least(int(state.resolved.get("packs_for") == conditions))
+    known = ranks.all(state.resolved.get("packs_for") == conditions)
     capacity = state.resolved["max_tokens_per_pack"] if known else training_capacity(updater, prepared.classes)
     updater.compute = compute.with_capacity(capacity)
     state.resolved |= {"max_tokens_per_pack": capacity, "packs_for": conditions}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lucavirus import checkpoint
+from lucavirus.background import Background
 from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
@@ -44,7 +44,7 @@ def task_losses(statistics: Sequence[float]) -> dict[str, float]:
 class State:
     """Where a run stands; every number here survives JSON exactly.
 
-    `update` counts the updates done, the first `first` of them before the weights that the run began with were saved;
+    `update` counts the updates done, of which the original did the first `first` (in weights that the run began with);
     `evaluated` and `saved` are the last updates after which that was due and done; `sequences` and `tokens` were gone
     through; `seconds` is the time of training through all starts; `history_bytes` is the length of metrics.jsonl;
     `best` is the best evaluation; `skipped` counts the updates skipped in a row; `window` are the statistics since the
@@ -85,8 +85,7 @@ class Checkpoints:
 
     def __init__(self, work: Path, beside: Mapping[str, str], *, writes: bool = True) -> None:
         self.work, self.beside, self.writes = work, beside, writes
-        self._writer = ThreadPoolExecutor(max_workers=1)
-        self._pending: Future[object] | None = None
+        self._background = Background()
         self._copies: dict[str, Tensor] = {}
 
     @property
@@ -128,9 +127,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Wait until what was saved is on disk. Raises UserError when it could not be written."""
-        if self._pending:
-            pending, self._pending = self._pending, None
-            pending.result()
+        self._background.wait()
 
     def _files(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Files:
         """What writes each file of a checkpoint: tensors as they are now, and the texts beside them."""
@@ -151,7 +148,7 @@ class Checkpoints:
 
     def _in_background(self, write: Callable[[], object]) -> None:
         if self.writes:
-            self._pending = self._writer.submit(write)
+            self._background.run(write)
 
     def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
         checkpoint.save_checkpoint(self.folder, step, files, content)

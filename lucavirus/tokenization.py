@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from lucavirus import memory
 from lucavirus.alphabet import OTHER_BASE, UNK
+from lucavirus.background import Background
 from lucavirus.batches import Batch, Record
 from lucavirus.blocks import Unit, plan_units
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
+from lucavirus.config_load import chosen_source
 from lucavirus.counters import U64
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
@@ -28,7 +30,7 @@ from lucavirus.hashes import text_hashes
 from lucavirus.records import read_unit
 from lucavirus.rows import Windows, cut_sequences, cut_windows, make_rows, window_ids
 from lucavirus.sequence_labels import Labels
-from lucavirus.shards import FORMAT, VERSION, Background, ShardWriter
+from lucavirus.shards import FORMAT, VERSION, ShardWriter
 from lucavirus.tasks import MOLECULES
 from lucavirus.vocabularies import SourceLabels, read_vocabularies
 
@@ -40,7 +42,7 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
     no index is there then.
     """
     memory.keep_blocks()
-    source = chosen(settings.sources, name)
+    source = chosen_source(settings, name)
     names = read_vocabularies(vocabularies)
     source_labels = SourceLabels(source, names, settings.gff3_types)
     units = plan_units(source.files, settings.tokenize.unit_mb * 10**6)
@@ -59,7 +61,7 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
             replace_json(_note_path(out, number), note)
         ranks.barrier()
         # The first rank looks; where it finds something all do, so that all end with the same message.
-        if not ranks.least(int(not (ranks.first and len(_taken_twice(len(units), out))))):
+        if ranks.any(ranks.first and len(_taken_twice(len(units), out)) > 0):
             twice = _taken_twice(len(units), out)
             ranks.barrier()  # who refuses removes its files, which the others have read now
             _refuse_duplicates(source, units, twice)
@@ -70,16 +72,6 @@ def tokenize_source(settings: Settings, name: str, vocabularies: Path, out: Path
     index = _finish(name, len(units), left_out, out) if ranks.first else {}
     ranks.barrier()
     return index
-
-
-def chosen(sources: Iterable[Source], name: str) -> Source:
-    """The source of a name. Raises UserError where there is none."""
-    for source in sources:
-        if source.name == name:
-            return source
-    raise UserError(
-        f"there is no source {name}", hint=f"the sources are {', '.join(source.name for source in sources)}"
-    )
 
 
 def _tokenize_unit(

@@ -17,7 +17,7 @@ from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import joined
-from lucavirus.errors import TIME_LIMIT, Preempted, UserError
+from lucavirus.errors import SAVED, TIME_LIMIT, Preempted, UserError
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json
 from lucavirus.flops import encoder_flops, peak_flops
@@ -100,7 +100,7 @@ class Trainer:
             self.checkpoints.finish()
             self.ranks.barrier()  # a rank that is gone may take the others with it: not before all is saved
             why = f"\n{TIME_LIMIT}" if self.stop_request.time_limit else ""
-            raise Preempted(f"preempted: saved at update {self.state.update}; start it again to continue{why}")
+            raise Preempted(f"{SAVED}: saved at update {self.state.update}; start it again to continue{why}")
 
     def _update(self, packs: Iterator[list[Pack]]) -> dict[str, bool]:
         """One update, counted and logged; returns what any rank wishes: to stop, to save."""
@@ -170,7 +170,7 @@ class Trainer:
         epoch_ended = self.plan.position(state.update).index == 0
         if (epoch_ended or self.done) and state.evaluated != state.update:
             # No signal is heard until it is done, and who sent one may not wait so long.
-            if self.ranks.least(int(time.monotonic() - self._last_save > WORTH_SAVING)):
+            if self.ranks.all(time.monotonic() - self._last_save > WORTH_SAVING):
                 self._save(scheduled=False)
             self._evaluate()
         if (self.done or self._at_interval(self.run.save_steps)) and state.saved != state.update:

@@ -6,7 +6,6 @@ A vocabulary is a text file with one class name a line; the line number, from 0,
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lucavirus.annotations import Annotation, close_to, read_annotations, read_lines
+from lucavirus.annotations import Annotation, read_annotations, read_lines
 from lucavirus.batches import Batch, Record
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
-from lucavirus.errors import UserError
+from lucavirus.errors import UserError, close_to
 from lucavirus.fasta import scan_ids
+from lucavirus.files import replace_text
 from lucavirus.sequence_labels import Labels, check_labels, parse_labels
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
@@ -66,7 +66,7 @@ def build_vocabularies(settings: Settings, out: Path) -> Summary:
     classes = {task: given.get(task) or tuple(sorted(names[task])) for task in SUPERVISED}
     out.mkdir(parents=True, exist_ok=True)
     for task, vocabulary in classes.items():
-        _write(out / f"{task}.txt", vocabulary)
+        replace_text(out / f"{task}.txt", "".join(f"{label}\n" for label in vocabulary))
     return Summary({task: len(found) for task, found in classes.items()}, sum(left_out.values(), Counter()))
 
 
@@ -140,13 +140,6 @@ def _unknown_class(row: Annotation, vocabulary: Sequence[str]) -> UserError:
     if row.task == "gene_type":
         hint += "; `gff3_types` names the class of a GFF3 feature type (null: none)"
     return UserError(what, where=row.where, hint=hint)
-
-
-def _write(path: Path, vocabulary: Sequence[str]) -> None:
-    """Write a vocabulary file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text("".join(f"{name}\n" for name in vocabulary), encoding="utf-8", newline="")
-    unfinished.replace(path)
 
 
 def read_vocabularies(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from snakemake.settings.types import ExecMode
 
 from lucavirus.claims import visible_gpus
 from lucavirus.config import OPERATIONAL
+from lucavirus.config_data import SPLITS
 from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
 from lucavirus.slurm import trainings
@@ -23,7 +24,6 @@ def look_first_in(folder: str) -> None:
 # The rules' `python` is the one that runs Snakemake, whether or not its environment is activated.
 look_first_in(os.path.dirname(sys.executable))
 
-SPLITS = ("train", "dev", "test")
 # Threads of a job that has no GPU to feed; Snakemake scales them down to the cores there are.
 CPU_THREADS = 8
 SOURCES = {source.name: source for source in SETTINGS.sources}

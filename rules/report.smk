@@ -111,7 +111,7 @@ rule draw_run:
         folder=subpath(output.page, parent=True),
     shell:
         "exec python workflow_scripts/launch.py --log {log} python workflow_scripts/report.py"
-        " --run {wildcards.run}"
+        " --run-name {wildcards.run}"
         " --metrics {input.metrics}"
         " --training {input.training}"
         " --evaluation {input.evaluation}"

@@ -15,6 +15,7 @@ from lucavirus import demo
 from lucavirus.config import Settings
 from lucavirus.config_load import load_settings, read_settings
 from lucavirus.errors import UserError
+from lucavirus.files import replace_text
 
 DEMO_FOLDER = "results/demo/input"
 DEMO_FILES = [f"{DEMO_FOLDER}/{name}" for name in demo.FILES]
@@ -80,11 +81,8 @@ def write_settings() -> None:
     rewrite the file in one run of Snakemake and start the stages that it concerns only in the next.
     """
     for file in map(Path, (settings_file(), f"results/{SETTINGS.project}/settings.json")):
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(SETTINGS.model_dump_json(indent=2))
-            unfinished.replace(file)
+            replace_text(file, SETTINGS.model_dump_json(indent=2))
         except OSError as error:
             raise unwritable(error) from None
     os.environ.update(LUCAVIRUS_SETTINGS=settings_file())

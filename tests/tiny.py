@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,14 +16,13 @@ from lucavirus.config import Model, Run, Settings
 from lucavirus.config_data import Source, Split
 from lucavirus.dataset import Dataset
 from lucavirus.demo import write_demo
-from lucavirus.distributed import Ranks
+from lucavirus.distributed import ALONE
 from lucavirus.splits import make_datasets
 from lucavirus.tasks import SUPERVISED
 from lucavirus.tokenization import tokenize_source
 from lucavirus.vocabularies import build_vocabularies
 
 ROOT = Path(__file__).parents[1]
-ALONE = Ranks(0, 1, torch.device("cpu"))
 WALL_CLOCK = ("time", "tokens_per_s", "data_wait_s", "reduce_wait_s", "memory_mb")
 # 8 sequences an update, of which there are about 50 an epoch; records every 2 updates, checkpoints every 5.
 RUN = Run(

@@ -80,7 +80,14 @@ def _batch(fixture: Fixture, molecule: str) -> Batch:
     packed = [torch.from_numpy(np.concatenate([a[row][keep[row]] for row in rows])) for a in (ids, types)]
     positions = torch.cat([torch.arange(length) for length in lengths])
     layout = make_layout(offsets, torch.device("cpu"))
-    return Batch(rows, keep, fixture.model.layer_outputs(*packed, positions, layout), offsets)
+    states: list[torch.Tensor] = []
+    model = fixture.model
+    hooks = [model.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+    hooks += [layer.register_forward_hook(lambda *called: states.append(called[2])) for layer in model.layers]
+    states.append(model(*packed, positions, layout))
+    for hook in hooks:
+        hook.remove()
+    return Batch(rows, keep, states, offsets)
 
 
 def _tasks(molecule: str) -> Iterator[str]:

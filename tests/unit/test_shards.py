@@ -9,12 +9,13 @@ import pytest
 
 from lucavirus import shards
 from lucavirus.alphabet import encode
+from lucavirus.background import Background
 from lucavirus.batches import Record, to_batch
 from lucavirus.errors import UserError
 from lucavirus.hashes import sequence_hashes
 from lucavirus.rows import Rows, cut_windows, make_rows
 from lucavirus.sequence_labels import Labels
-from lucavirus.shards import Background, Shard, ShardWriter
+from lucavirus.shards import Shard, ShardWriter
 from lucavirus.tasks import Molecule
 
 ROWS: list[tuple[str, Molecule, bytes, Labels]] = [
