@@ -13,21 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from lucavirus.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once: what is made of them stays in the cache
 OVERRUN = 1 << 16  # bytes read at once behind a range, where only the rest of a record is wanted
-# Compressed bytes read at once, and bytes unpacked at once: the thread that does it may have to wait for the
-# interpreter's lock after each.
-PACKED, UNPACKED = 1 << 20, 4 << 20
-AHEAD = 3  # of these are unpacked ahead
-GZIP = 31  # zlib's window bits for gzip with header and checksum
+AHEAD = 3  # blocks that are unpacked ahead
 BOM = b"\xef\xbb\xbf"
 
 Stream = BufferedReader | gzip.GzipFile
@@ -66,7 +62,8 @@ def plan_units(files: Iterable[str], unit_bytes: int) -> list[Unit]:
 @contextmanager
 def reading(file: str) -> Iterator[Stream]:
     """Open a plain or .gz file for reading bytes; a failure in reading becomes a UserError."""
-    with _failures_told(file), gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+    opened: Any = igzip.open if file.endswith(".gz") else open
+    with _failures_told(file), opened(file, "rb") as stream:
         yield stream
 
 
@@ -76,9 +73,11 @@ def read_blocks(file: str, start: int, stop: int, *, lines: bool) -> Iterator[tu
     With `lines` a block ends at a line end; else a block may end within a line, but not within one that begins with
     '>'. Reading goes on behind `stop`, in small steps. A compressed file is read from its beginning, whatever `start`.
     """
-    with _failures_told(file), open(file, "rb") as stream:
+    with reading(file) as stream:
         if file.endswith(".gz"):
-            chunks = read_ahead(_gathered(_unpacked(stream)))
+            # ISA-L works without the interpreter's lock. Its own thread for that may miss a file's last bytes, when it
+            # ends between two looks of who waits for it.
+            chunks = read_ahead(iter(lambda: stream.read(max(BLOCK, len(BOM))), b""))
             first = next(chunks, b"")
             start = len(BOM) if first.startswith(BOM) else 0
             chunks = itertools.chain([first[start:]], chunks)
@@ -151,41 +150,11 @@ def _failures_told(file: str) -> Iterator[None]:
         raise UserError(f"cannot be read ({error})", where=file, hint=hint) from None
 
 
-def _chunks(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+def _chunks(stream: Stream, start: int, stop: int) -> Iterator[bytes]:
     stream.seek(start)
     while chunk := stream.read(min(BLOCK, stop - start if start < stop else OVERRUN)):
         yield chunk
         start += len(chunk)
-
-
-def _unpacked(stream: BinaryIO) -> Iterator[bytes]:
-    """The bytes of a gzip file, its members one after the other; ISA-L works without the interpreter's lock."""
-    packed = stream.read(PACKED)
-    while packed:
-        member = isal_zlib.decompressobj(GZIP)
-        while not member.eof:
-            unpacked = member.decompress(packed, UNPACKED)
-            if unpacked:
-                yield unpacked
-            elif not packed:
-                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-            packed = member.unconsumed_tail or (b"" if member.eof else stream.read(PACKED))
-        packed = member.unused_data.lstrip(b"\0")
-        while not packed and (more := stream.read(PACKED)):
-            packed = more.lstrip(b"\0")  # padding behind a member
-
-
-def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks of at least BLOCK bytes (and a byte order mark): bgzip makes members of 64 kB."""
-    parts, size = list[bytes](), 0
-    for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size >= max(BLOCK, len(BOM)):
-            yield b"".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield b"".join(parts)
 
 
 def _whole_lines(chunks: Iterable[bytes], offset: int, *, lines: bool) -> Iterator[tuple[int, bytes]]:
