@@ -155,7 +155,7 @@ def _pages(unit: Unit) -> Iterator[_Page]:
     strict = unit.start == 0
     # From the byte before: a header is one behind a line end.
     for offset, block in read_blocks(unit.file, max(unit.start - 1, 0), unit.stop, lines=False):
-        page = _page(unit, offset, block, fresh=fresh)
+        page = _page(unit, offset, block, fresh=fresh, own=strict or begun)
         end = int(page.texts[1, -1])
         fresh = block.endswith(b"\n")
         if strict and not begun:
@@ -171,8 +171,11 @@ def _pages(unit: Unit) -> Iterator[_Page]:
         )
 
 
-def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
-    """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the unit."""
+def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _Page:
+    """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the unit.
+
+    What comes before the first header is read, and checked, with an earlier unit where it is not the unit's `own`.
+    """
     blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
     # Blanks and the block's two ends; all that follows are places among these, so that nothing has to be searched.
     edges = np.concatenate([[-1], blanks, [len(block)]])
@@ -180,10 +183,11 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool) -> _Page:
     breaks = np.concatenate([[0] if fresh else breaks[:0], breaks, [len(edges) - 1]])
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
+    first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
     if len(junk := find_junk(block, blanks)):
         joints = (codes[junk] == ord(_JOINT)) & _within(junk, starts[lines], edges[breaks[lines + 1]])
-        check_text(unit.file, offset, junk[~joints])
-    first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
+        begin = 0 if own else np.append(starts[lines], len(block))[first]
+        check_text(unit.file, offset, junk[~joints & (junk >= begin)])
     stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
     heads, before, after = starts[lines], breaks[lines], breaks[lines + 1]

@@ -144,13 +144,18 @@ def test_broken_fasta(write: Write, name: str, content: bytes, line: int | None,
     assert fasta_mistake(file).startswith(f"{where}: {what}")
 
 
+@pytest.mark.parametrize("block", [1, 10, blocks.BLOCK])
 @pytest.mark.parametrize("word", ["one", "caf\u00e9"])
-def test_headers_that_ncbi_has_joined(write: Write, word: str) -> None:
+def test_headers_that_ncbi_has_joined(write: Write, monkeypatch: pytest.MonkeyPatch, word: str, block: int) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "OVERRUN", block)
     content = f">a {word} [x]\x01b two\x01c three\nAC\nGT\n>d\x01e\nGG\n".encode()
-    assert bodies(read_fasta(Unit(write(content)), "gene")) == [
-        ("a", encode("gene", b"ACGT")),
-        ("d", encode("gene", b"GG")),
-    ]
+    file = write(content)
+    for size in (3, 5, 8, len(content)):
+        assert bodies(record for unit in plan_units([file], size) for record in read_fasta(unit, "gene")) == [
+            ("a", encode("gene", b"ACGT")),
+            ("d", encode("gene", b"GG")),
+        ]
 
 
 def test_utf_16_and_unnamed_gzip_are_not_text(write: Write) -> None:
@@ -174,15 +179,15 @@ def test_broken_gzip(write: Write, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_found_in_later_units(write: Write) -> None:
-    content = b">a\nACGT\n" * 50 + b">bad\n\n" + b">c\nACGT\n"
-    file = write(content)
-    found = []
-    for unit in plan_units([file], 64):
-        try:
-            list(read_fasta(unit, "gene"))
-        except UserError as error:
-            found.append(error.where)
-    assert found == [f"{file}:101"]
+    for bad, line in ((b">bad\n\n", 101), (b">long\n" + b"ACGT\n" * 30 + b"AC\0GT\n", 132)):
+        file = write(b">a\nACGT\n" * 50 + bad + b">c\nACGT\n")
+        found = set()
+        for unit in plan_units([file], 64):
+            try:
+                list(read_fasta(unit, "gene"))
+            except UserError as error:
+                found.add(error.where)
+        assert found == {f"{file}:{line}"}
 
 
 PROTEINS = b">p1\nMKNPKKKSGGFRIVNMLKRG\n>p2\nVARVSPFGGLKRLPAGLLLGHGPIRMVLAILAFLRFTAIKPS\n"
