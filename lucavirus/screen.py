@@ -31,7 +31,7 @@ class Output:
         # A progress bar redraws its line, which ends only with the bar: show each state at once.
         if b"\r" in rest and self.held is None:
             self._show(rest[self.shown :])
-            self.line = rest[rest.rindex(b"\r") :]
+            self.line = rest[max(rest.rfind(b"\r", 0, -1), 0) :]  # the last one may belong to a line end
             self.shown = len(self.line)
 
     def end(self, *, failed: bool) -> None:

@@ -184,6 +184,9 @@ def test_a_progress_bar_redraws_at_once_and_leaves_its_last_state(tmp_path: Path
 def test_lines_cut_anywhere_come_out_whole(tmp_path: Path) -> None:
     shown, logged = fed(tmp_path, b"on", b"e\ntw", b"o\n", b"three")
     assert shown == logged == b"one\ntwo\nthree\n"
+    redrawn = b" 1%\r 2%\r100%\r\nnext\r\n"
+    bytewise = fed(tmp_path, *(redrawn[at : at + 1] for at in range(len(redrawn))))
+    assert bytewise == fed(tmp_path, redrawn) == (redrawn, b"100%\nnext\n")
 
 
 NOISE = (
