@@ -174,7 +174,7 @@ def _clear(out: Path, units: Iterable[int] | None = None) -> None:
     """Remove what was written for some units; without them for all, those of an earlier set too."""
     numbers = None if units is None else set(units)
     for path in out.iterdir():
-        found = re.match(r"(?:unit-)?(\d{5})[-.]", path.name)
+        found = re.match(r"\.?(?:unit-)?(\d{5})[-.]", path.name)
         if found and (numbers is None or int(found[1]) in numbers):
             path.unlink(missing_ok=True)
 

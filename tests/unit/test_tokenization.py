@@ -137,6 +137,8 @@ def test_a_span_beyond_the_sequence_is_told_with_its_line(tmp_path: Path, write:
 def test_a_second_set_replaces_the_first(tmp_path: Path, write: Callable[[str, str], str]) -> None:
     two = [write("a.fa", ">x\nACGT\n"), write("b.fa", ">y\nACGTA\n")]
     _tokenize(tmp_path, _settings(files=two, kind="gene"))
+    for killed in ("00003-000.h5.7.tmp", "unit-00003.npy", ".unit-00003.json.7.tmp"):
+        write(f"shards/{killed}", "half a fi")
     first = read_index(tmp_path / "shards")["fingerprint"]
     _tokenize(tmp_path, _settings(files=two[:1], kind="gene"))
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000-000.h5", "index.json"]
