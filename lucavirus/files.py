@@ -18,7 +18,7 @@ def flush(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, flush and rename it; its folder is made where absent."""
+    """Write a UTF-8 text file under a temporary name, flush and rename it; its folder is made where absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
