@@ -109,6 +109,7 @@ def test_units_are_equal_ranges(write: Write) -> None:
     assert plan_units([plain, packed, empty], 5) == [
         Unit(plain, 0, 4), Unit(plain, 4, 8), Unit(plain, 8, 12), Unit(packed, 0, 0), Unit(empty, 0, 0),
     ]  # fmt: skip
+    assert plan_units([plain], 6) == [Unit(plain, 0, 6), Unit(plain, 6, 12)]
 
 
 @pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz"])
@@ -169,16 +170,22 @@ def test_broken_gzip(write: Write, tmp_path: Path) -> None:
         "cut": whole[: len(whole) // 2],
         "no_end": whole[:-4],
         "flipped": whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:],
+        "no_deflate": whole[:10] + b"\xff" * 9 + whole[19:],
         "plain": b">a\nACGT\n",
     }.items():
         path = tmp_path / f"{name}.fasta.gz"
         path.write_bytes(content)
         message = fasta_mistake(str(path))
         assert message.startswith(f"{path}: cannot be read (") and "gzip -t" in message
+        with pytest.raises(UserError, match="cannot be read"), blocks.reading(str(path)) as stream:
+            stream.read()
     assert fasta_mistake(str(tmp_path / "absent.fasta")).startswith(f"{tmp_path}/absent.fasta: cannot be read")
 
 
-def test_mistakes_are_found_in_later_units(write: Write) -> None:
+@pytest.mark.parametrize("block", [20, blocks.BLOCK])
+def test_mistakes_are_found_in_later_units(write: Write, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "OVERRUN", block)
     for bad, line in ((b">bad\n\n", 101), (b">long\n" + b"ACGT\n" * 30 + b"AC\0GT\n", 132)):
         file = write(b">a\nACGT\n" * 50 + bad + b">c\nACGT\n")
         found = set()
@@ -188,6 +195,15 @@ def test_mistakes_are_found_in_later_units(write: Write) -> None:
             except UserError as error:
                 found.add(error.where)
         assert found == {f"{file}:{line}"}
+
+
+def test_the_first_unit_tells_that_there_is_no_record(write: Write) -> None:
+    file = write(b"\n\r\n \n")
+    for size in (1, 3, 100):
+        first, *others = plan_units([file], size)
+        with pytest.raises(UserError, match="is empty: there is no sequence"):
+            list(read_fasta(first, "gene"))
+        assert not [record for unit in others for record in read_fasta(unit, "gene")]
 
 
 PROTEINS = b">p1\nMKNPKKKSGGFRIVNMLKRG\n>p2\nVARVSPFGGLKRLPAGLLLGHGPIRMVLAILAFLRFTAIKPS\n"
@@ -219,7 +235,8 @@ def test_kind_is_judged_by_the_first_records(write: Write) -> None:
 
 def test_kind_is_judged_over_several_blocks(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 40)
-    assert "the letters are amino acids" in fasta_mistake(write(b">a\nACGT\n" + PROTEINS * 3), "gene")
+    told = fasta_mistake(write(b">a\nACGT\n" + PROTEINS * 3), "gene")
+    assert ":1: the source says" in told and "the letters are amino acids" in told
     assert "the letters are bases" in fasta_mistake(write(GENES), "prot")
 
 

@@ -132,19 +132,19 @@ def test_torchrun_passes_usr1_on_to_the_ranks(start: Start, tmp_path: Path) -> N
 
 
 class Terminal:
-    """Collects what is shown, or fails like a terminal that was closed."""
+    """Collects what is shown, once it is flushed, or fails like a terminal that was closed."""
 
     def __init__(self, *, closed: bool = False) -> None:
-        self.text, self.closed = b"", closed
+        self.text, self.written, self.closed = b"", b"", closed
 
     def write(self, data: bytes) -> int:
         if self.closed:
             raise BrokenPipeError
-        self.text += data
+        self.written += data
         return len(data)
 
     def flush(self) -> None:
-        pass
+        self.text = self.written
 
 
 def fed(
@@ -194,13 +194,30 @@ NOISE = (
 )
 
 
-def test_noise_after_a_user_error_is_left_out(tmp_path: Path) -> None:
-    shown, logged = fed(tmp_path, b"start\n", NOISE, errors="error: bad\nhint\n" * 2, failed=True)
-    assert shown == logged == b"start\nerror: bad\nhint\n"
+@pytest.mark.parametrize(
+    "first",
+    [
+        NOISE,
+        b"W1123 10:00:00.000000 7 torch/x.py:1] Sending process 8 closing signal\n",
+        b"Traceback (most recent call last):\n",
+        b"[rank1]: Traceback (most recent call last):\n",
+        b"[rank1]:W1123 10:00:00.000000 7 torch/x.py:1] still there\n",
+        b"\r 50%\rTraceback (most recent call last):\n",
+    ],
+)
+def test_noise_after_a_user_error_is_left_out(tmp_path: Path, first: bytes) -> None:
+    start, errors = b"started, no W1123 10:00:00\n", "error: bad\nhint\n" * 2
+    shown, logged = fed(tmp_path, start, first, b"more\n\r 1%", b"\r 2%\nend", errors=errors, failed=True)
+    assert shown == logged == start + b"error: bad\nhint\n"
 
 
-def test_noise_without_a_user_error_is_shown(tmp_path: Path) -> None:
-    assert fed(tmp_path, NOISE, failed=True)[0] == NOISE
+def test_noise_without_a_user_error_is_shown_at_once(tmp_path: Path) -> None:
+    terminal, log = Terminal(), Terminal()
+    output = Output(terminal, log, tmp_path / "errors")  # type: ignore[arg-type]
+    output.feed(NOISE)
+    assert terminal.text == log.written == NOISE
+    output.end(failed=True)
+    assert terminal.text == log.written == NOISE
 
 
 def test_what_was_held_back_is_shown_when_all_ended_well(tmp_path: Path) -> None:

@@ -47,12 +47,19 @@ def test_a_row_is_known_by_id_body_and_labels() -> None:
 
 
 def test_windows_know_the_whole_sequence() -> None:
-    made = rows(("w", "gene", b"\x05"), ("x", "gene", b"\x05\x06\x07\x08\x05"), ("y", "prot", b"\x09\x0a"), size=3)
+    made = rows(("w", "prot", b"\x05"), ("x", "gene", b"\x05\x06\x07\x08\x05"), ("y", "prot", b"\x09\x0a"), size=3)
     assert (made.tokens, made.offsets.tolist()) == (b"\x05\x05\x06\x07\x07\x08\x05\x09\x0a", [0, 1, 4, 7, 9])
     assert (made.ids, made.id_offsets.tolist()) == (b"wx_0_0_3x_1_2_5y", [0, 1, 8, 15, 16])
     whole = sequence_hashes(b"\x05\x06\x07\x08\x05", np.array([0]), np.array([5]), np.array([0], np.uint8))[0]
     assert made.parent_hash.tolist() == [made.content_hash[0], whole, whole, made.content_hash[3]]
-    assert made.molecule.tolist() == [0, 0, 0, 1]
+    assert made.molecule.tolist() == [1, 0, 0, 1]
+
+
+def test_a_window_without_labels_is_that_of_a_sequence_without() -> None:
+    genome = ("a", "gene", b"\x05\x06\x07\x08\x05")
+    labelled, plain = rows(genome, size=3, labels={0: {"gene_type": [(0, 1, 3)]}}), rows(genome, size=3)
+    assert (labelled.row_hash == plain.row_hash).tolist() == [False, True]
+    assert labelled.labels == {0: {"gene_type": [(0, 1, 3)]}}
 
 
 def test_a_slice_is_rows() -> None:

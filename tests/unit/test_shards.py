@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ from lucavirus.alphabet import encode
 from lucavirus.background import Background
 from lucavirus.batches import Record, to_batch
 from lucavirus.errors import UserError
+from lucavirus.files import replace_json
 from lucavirus.hashes import sequence_hashes
 from lucavirus.rows import Rows, cut_windows, make_rows
 from lucavirus.sequence_labels import Labels
-from lucavirus.shards import Shard, ShardWriter
+from lucavirus.shards import FORMAT, VERSION, Shard, ShardWriter, map_arrays, read_index, write_arrays
 from lucavirus.tasks import Molecule
 
 ROWS: list[tuple[str, Molecule, bytes, Labels]] = [
@@ -49,7 +52,9 @@ def _hash(molecule: Molecule, tokens: bytes) -> int:
 def test_rows_come_back(tmp_path: Path) -> None:
     assert _write(tmp_path) == ["00007-000.h5"]
     shard = Shard(tmp_path / "00007-000.h5")
-    assert len(shard) == 3 and shard.tokens.dtype == np.uint8 and shard.offsets.tolist() == [0, 5, 8, 15]
+    assert len(shard) == 3 and shard.offsets.tolist() == [0, 5, 8, 15]
+    kinds = {"offsets": "int64", "values": "int32", "hash": "uint64"}
+    assert all(array.dtype == kinds.get(re.split("[_/]", name)[-1], "uint8") for name, array in shard.arrays.items())
     for row, (name, molecule, residues, _) in enumerate(ROWS):
         assert shard.name(row) == name
         assert shard.sequence(row).tobytes() == encode(molecule, residues)
@@ -82,6 +87,16 @@ def test_a_large_unit_goes_on_in_the_next_shard(tmp_path: Path) -> None:
     assert [len(Shard(tmp_path / f"00007-00{n}.h5")) for n in (0, 1)] == [2, 1]
 
 
+def test_every_part_is_filled(tmp_path: Path) -> None:
+    with Background() as background:
+        writer = ShardWriter(tmp_path, 7, {}, background, 10)
+        for _ in range(2):
+            writer.add(_rows())
+        entries = writer.close()
+    assert [(entry["sequences"], entry["tokens"]) for entry in entries] == [(2, 8), (1, 7)] * 2
+    assert [Shard(tmp_path / entry["name"]).attributes["tokens"] for entry in entries] == [8, 7] * 2
+
+
 def test_parts_do_not_depend_on_how_many_rows_come_at_once(tmp_path: Path) -> None:
     written = []
     for at_once in (1, 2, 3):
@@ -102,10 +117,21 @@ def test_a_failure_to_write_is_raised(tmp_path: Path) -> None:
         _write(tmp_path / "absent")
 
 
+def test_one_shard_at_a_time_is_written_behind(tmp_path: Path) -> None:
+    done = list[int]()
+    with pytest.raises(FileNotFoundError), Background() as background:
+        background.run(lambda: (time.sleep(0.05), done.append(1)))  # type: ignore[arg-type]
+        background.run(write_arrays, tmp_path / "absent/a", {}, {})
+        assert done == [1]
+        background.run(done.append, 2)
+    assert done == [1]
+
+
 def test_bytes_do_not_depend_on_time(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         _write(tmp_path / name)
+        time.sleep(1.1)  # HDF5 counts seconds
     assert (tmp_path / "a/00007-000.h5").read_bytes() == (tmp_path / "b/00007-000.h5").read_bytes()
 
 
@@ -133,6 +159,27 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
     path.write_text("hello")
     with pytest.raises(UserError, match="cannot be read"):
         Shard(path)
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / _write(tmp_path)[0]
+    for name, version in (("lucavirus-dataset", VERSION), (FORMAT, VERSION + 1)):
+        with pytest.raises(UserError, match=f"00007-000.h5: is not a {name} file of version {version}"):
+            map_arrays(path, name, version)
+    monkeypatch.setattr("lucavirus.alphabet.TOKENS", ("A", "C"))
+    with pytest.raises(UserError, match="00007-000.h5: was made with another alphabet"):
+        Shard(path)
+
+
+def test_an_index_is_read_or_named(tmp_path: Path) -> None:
+    told = f"^{re.escape(str(tmp_path))}/index.json: cannot be read"
+    with pytest.raises(UserError, match=told):
+        read_index(tmp_path)
+    replace_json(tmp_path / "index.json", {"shards": []})
+    assert read_index(tmp_path) == {"shards": []}
+    (tmp_path / "index.json").write_text('{"shards"')
+    with pytest.raises(UserError, match=told):
+        read_index(tmp_path)
 
 
 def test_the_same_residues_are_another_sequence_in_the_other_molecule() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from lucavirus import blocks
 from lucavirus.alphabet import encode
 from lucavirus.config import Run, Settings
 from lucavirus.config_data import Tokenize
-from lucavirus.dataset import FORMAT, VERSION
+from lucavirus.dataset import FORMAT, VERSION, Dataset, classes_of, require_samples
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.rows import cut_windows
@@ -73,7 +75,8 @@ def test_labels_follow_their_window(tmp_path: Path, write: Callable[[str, str], 
         files=[write("a.fa", ">long\nACGTA\nCGTNN\n>short\nacgu\n")], kind="gene", window_size=4,
         annotations=[
             # CDS 3..6 in GFF3 is 2..5 from 0: the last two of window 0 and the first two of window 1.
-            write("a.gff3", "long\t.\tCDS\t3\t6\t.\t+\t0\t.\nlong\t.\ttRNA\t10\t10\t.\t+\t.\t.\n"),
+            write("a.gff3", "long\t.\tCDS\t3\t6\t.\t+\t0\t.\nlong\t.\ttRNA\t10\t10\t.\t+\t.\t.\n"
+                            "long\t.\texon\t1\t2\t.\t+\t.\t.\nshort\t.\texon\t1\t2\t.\t+\t.\t.\n"),
             write("a.tsv", "seq_id\ttask\tlabel\nlong\tgene_taxonomy\tB\nshort\tgene_taxonomy\tA\n"),
         ],
     )  # fmt: skip
@@ -88,7 +91,25 @@ def test_labels_follow_their_window(tmp_path: Path, write: Callable[[str, str], 
     assert parents[0] == parents[1] == parents[2] != parents[3]
     assert contents[0] == contents[1] == contents[3] == parents[3]
     assert read_index(tmp_path / "shards")["counts"] == {
+        "GFF3 features left out: exon": 2,
         "gene residues mapped to 5 (N)": 2, "input sequences": 2, "labels": 4, "residues": 14, "windows": 3,
+    }  # fmt: skip
+
+
+def test_a_shard_tells_what_it_was_made_of(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    large, packed = write("a.fa", "".join(f">{name}\n{'MKVLAWG1' * 75_000}\n" for name in "ab")), tmp_path / "b.fa.gz"
+    packed.write_bytes(gzip.compress(b">c\nMKV\n>d\nMK\n>e\nM\n"))
+    settings = _settings(files=[large, str(packed)], kind="prot").model_copy(update={"tokenize": Tokenize(unit_mb=1)})
+    told = [shard.attributes for shard in _tokenize(tmp_path, settings)]
+    assert [(a["source"], a["input"], a["input_bytes"].tolist(), a["sequences"], a["tokens"]) for a in told] == [
+        ("s", large, [0, 600_004], 1, 600_000),
+        ("s", large, [600_004, 1_200_008], 1, 600_000),
+        ("s", str(packed), [0, 0], 3, 6),
+    ]
+    index = read_index(tmp_path / "shards")
+    assert (index["source"], index["sequences"], index["tokens"]) == ("s", 5, 1_200_006)
+    assert index["counts"] == {
+        "input sequences": 5, "labels": 0, "prot residues mapped to [UNK]": 150_000, "residues": 1_200_006,
     }  # fmt: skip
 
 
@@ -146,9 +167,33 @@ def test_a_second_set_replaces_the_first(tmp_path: Path, write: Callable[[str, s
     assert json.loads((tmp_path / "shards/index.json").read_text())["sequences"] == 1
 
 
+def test_a_rank_makes_and_removes_its_own_units_only(
+    tmp_path: Path, write: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranks, "least", lambda _, number: number)  # the second rank by itself
+    out, settings = (
+        tmp_path / "shards",
+        _settings(files=[write(f"{n}.fa", f">{n}\nACGT\n") for n in "abcd"], kind="gene"),
+    )
+
+    def tokenize() -> list[str]:
+        with contextlib.suppress(UserError):
+            tokenize_source(settings, "s", tmp_path / "vocabularies", out, Ranks(1, 2, torch.device("cpu")))
+        return sorted(path.name for path in out.iterdir())
+
+    build_vocabularies(settings, tmp_path / "vocabularies")
+    assert tokenize() == [
+        "00001-000.h5", "00003-000.h5", "unit-00001.json", "unit-00001.npy", "unit-00003.json", "unit-00003.npy",
+    ]  # fmt: skip
+    for name in ("00002-000.h5.7.tmp", "unit-00000.npy"):
+        write(f"shards/{name}", "of the first rank")
+    write("d.fa", ">d\n")
+    assert tokenize() == ["00002-000.h5.7.tmp", "unit-00000.npy"]
+
+
 def test_ids_of_records_and_of_windows_are_compared(tmp_path: Path, write: Callable[[str, str], str]) -> None:
-    cut_and_whole = write("a.fa", ">x\nACGT\n>x\nACGTACGTACGT\n")
-    with pytest.raises(UserError, match=r"a.fa:3: the id x was used before, at .*a.fa:1"):
+    cut_and_whole = write("a.fa", ">w\nA\n>x\nACGT\n>x\nACGTACGTACGT\n>y\nA\n")
+    with pytest.raises(UserError, match=r"a.fa:5: the id x was used before, at .*a.fa:3"):
         _tokenize(tmp_path, _settings(files=[cut_and_whole], kind="gene", window_size=5))
     like_a_window = write("b.fa", ">x\nACGTACGT\n>x_0_0_5\nACG\n")
     with pytest.raises(UserError, match=r"b.fa:3: the id x_0_0_5 was used before, at .*b.fa:1"):
@@ -262,6 +307,55 @@ def test_data_sets_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> 
     sums = lengths.groupby(["molecule", "split"])["sequences"].sum()["prot"].to_dict()
     assert sums == {"dev": 2, "test": 1, "train": 2}
     assert (lengths["from"].min(), lengths["to"].max()) == (1, 40_001) and len(set(lengths["from"])) == 40
+
+
+def test_samples_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    labels = write(
+        "l.tsv",
+        "seq_id\ttask\tstart\tend\tlabel\ng1\tgene_type\t1\t2\tB\ng1\tgene_taxonomy\t\t\tB\n"
+        "p1\tprot_keyword\t\t\tB\np1\tprot_keyword\t\t\tA\n",
+    )
+    files = {
+        "gg": write("gg.fa", ">g0\nACGT\n>g1\nTGCATGCA\n"),
+        "g": write("g.fa", ">h0\nGGA\n"),
+        "p": write("p.fa", ">p0\nMKVLAWGQ\n>p1\nMK\n"),
+        "d": write("d.fa", ">d0\nMRV\n"),
+    }
+    settings = Settings.model_validate({
+        "project": "p", "runs": {"full": {}},
+        "vocabularies": {task: write(f"{task}.txt", "A\nB\n") for task in SUPERVISED},
+        "sources": [{"name": name, "files": [file], "kind": "gene" if name in ("gg", "g") else "prot",
+                     "annotations": [labels] if name in ("gg", "p") else [], "split": "dev" if name == "d" else "train"}
+                    for name, file in files.items()],
+    })  # fmt: skip
+    build_vocabularies(settings, tmp_path / "vocabularies")
+    for name in files:
+        tokenize_source(settings, name, tmp_path / "vocabularies", tmp_path / "shards" / name, ALONE)
+    make_datasets(settings, tmp_path / "shards", tmp_path / "datasets", ALONE)
+    tasks = ("gene_mask", "gene_type", "prot_mask", "prot_site", "prot_keyword")
+    data = Dataset(tmp_path, ("prot", "gene"), "train", 8, tasks)
+    require_samples(data, "full")
+    classes = {"gene_type": "AB", "prot_site": "", "prot_keyword": "ABC", "gene_taxonomy": "A"}
+    assert classes_of(classes, tasks) == {"gene_type": 2, "prot_keyword": 3}
+    order = np.array([4, 1, 3, 2, 0])
+    read = [
+        (s.index, s.molecule, s.tokens.tobytes(), {task: values.tolist() for task, values in s.labels.items()})
+        for s in data.samples(order)
+    ]
+    assert read == [
+        (4, 1, encode("prot", b"MK"), {"prot_keyword": [[1], [0]]}),
+        (1, 0, encode("gene", b"TGCATG"), {"gene_type": [[1, 2, 1]]}),
+        (3, 1, encode("prot", b"MKVLAW"), {}),
+        (2, 0, encode("gene", b"GGA"), {}),
+        (0, 0, encode("gene", b"ACGT"), {}),
+    ]
+    assert len(data) == 5 and data.lengths(order).tolist() == [4, 8, 8, 5, 6]
+    assert [data.name(index) for index in order.tolist()] == ["p1", "g1", "p0", "h0", "g0"]
+    assert len(set(data.fingerprint)) == 2
+    dev = Dataset(tmp_path, ("gene", "prot"), "dev", 8, tasks)  # without genes
+    assert (len(dev), dev.name(0), dev.lengths(np.array([0])).tolist()) == (1, "d0", [5])
+    with pytest.raises(UserError, match="there are no training sequences for full"):
+        require_samples(Dataset(tmp_path, ("gene",), "dev", 8, tasks), "full")
 
 
 def test_windows_of_a_genome_are_in_one_data_set(tmp_path: Path, write: Callable[[str, str], str]) -> None:
