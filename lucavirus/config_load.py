@@ -6,6 +6,7 @@ import copy
 import glob
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,10 @@ def _mistakes(complete: dict[str, Any]) -> list[Any]:
     """All of pydantic's findings, also those it makes only when settings beside them are right.
 
     It looks at what goes together only when each setting is right by itself: so wrong ones are taken out, and it is
-    asked again.
+    asked again. What it then says of one that was taken out is about a default that nobody chose.
     """
     found: list[Any] = []
+    absent: list[Location] = []
     complete = copy.deepcopy(complete)
     while True:
         try:
@@ -83,9 +85,11 @@ def _mistakes(complete: dict[str, Any]) -> list[Any]:
             return found
         except ValidationError as error:
             details = [d for d in error.errors() if not _follows_from_another(d)]
-            found += [d for d in details if d["type"] != "missing" or d["loc"] not in [f["loc"] for f in found]]
+            told = [d for d in details if not any(_is_about(d, where) for where in absent)]
+            found += [d for d in told if d["type"] != "missing" or d["loc"] not in [f["loc"] for f in found]]
             # A run's own groups (its model) have defaults too; a whole run or source cannot be spared.
             wrong = [d["loc"] for d in details if d["type"] not in ("value_error", "missing") or len(d["loc"]) == 3]
+            absent += wrong
             if not sum(_take_out(complete, where) for where in wrong):
                 return found
 
@@ -97,7 +101,16 @@ def _take_out(group: Any, where: Location) -> bool:
             group = group[part]
         except (KeyError, IndexError, TypeError):
             return False
-    return isinstance(group, dict) and group.pop(where[-1], None) is not None
+    if not isinstance(group, dict) or where[-1] not in group:
+        return False
+    del group[where[-1]]
+    return True
+
+
+def _is_about(detail: Any, where: Location) -> bool:
+    """True for settings that do not go together, of which one is (or lies in) that of a location."""
+    around = detail["type"] == "value_error" and where[: len(detail["loc"])] == detail["loc"]
+    return around and re.search(rf"\b{re.escape(str(where[-1]))}\b", detail["msg"]) is not None
 
 
 def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]]) -> dict[str, Any]:

@@ -230,6 +230,27 @@ vocabularies: [a]
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"training": {"learning_rate": -1}}, {"training": {"final_learning_rate": "x"}},
+        {"training": {"gpus": "x", "nodes": 3}}, {"model": {"hidden_size": None, "num_attention_heads": 6}},
+        {"model": {"max_length": 2}, "training": {"max_tokens_per_pack": 300}},
+        {"sources": [{"name": "a", "files": MADE[:1], "kind": "genes"}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_said_of_the_default_that_stands_in_for_a_wrong_setting(
+    shipped: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    assert "has 1 mistake:" in mistakes(merged(shipped, wrong))
+
+
+def test_what_goes_together_is_looked_at_beside_an_empty_setting(shipped: dict[str, Any]) -> None:
+    found = mistakes(merged(shipped, {"training": {"seed": None}, "report_runs": ["fool"]}))
+    assert "has 2 mistakes:" in found and "report_runs names fool, which is not in runs" in found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
         {"sources": 5}, {"sources": [3]}, {"sources": [{"name": "a", "kind": "gene", "files": 5}]},
         {"sources": [{"name": "a", "kind": "gene", "files": [None]}]}, {"vocabularies": ["a"]},
         {"vocabularies": {"gene_type": 5}}, {"runs": {"full": {"model": 5}}}, {"runs": {"full": {"model_dirpath": 5}}},
