@@ -235,17 +235,20 @@ def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:
         own = (raw.get("runs") or {}).get(where[1]) or {}
         if "[key]" in where or not isinstance(own, Mapping):
             return where[:2]
-        if len(where) > 3 and where[2] == "model" and where[3] not in _mapping(own.get("model")):
-            return ("model", *where[3:])
-        if len(where) == 3 and where[2] == "model" and not own.get("model"):
-            return ("model",)
-        if len(where) > 2 and where[2] != "model" and where[2] not in own:
-            return ("training", *where[2:])
+        if where[2:] == ("model",) and not own.get("model") or not _gives(own, where[2:]):
+            return where[2:] if where[2] == "model" else ("training", *where[2:])
     return where
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _gives(own: Any, where: Location) -> bool:
+    """True where a run gives a setting itself, or the value that it is in."""
+    for part in where:
+        if not isinstance(own, Mapping):
+            return own is not None
+        if part not in own:
+            return False
+        own = own[part]
+    return True
 
 
 def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[tuple[Location, str]]:

@@ -181,6 +181,23 @@ def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: 
 
 
 @pytest.mark.parametrize(
+    ("shared", "own", "place"),
+    [
+        ({"training": {"task_weights": {"gene_type": -1}}}, {"task_weights": {"prot_site": 1}}, "training.task_w"),
+        ({"training": {"stop_after": {"minutes": -1}}}, {"stop_after": {"updates": 5}}, "training.stop_after.minutes"),
+        ({"model": {"head_size": {"prot_site": 0}}}, {"model": {"head_size": {"gene_type": 5}}}, "model.head_size"),
+        ({}, {"stop_after": {"updates": 0}}, "runs.full.stop_after.updates"),
+        ({}, {"tasks": ["gene_musk"]}, "runs.full.tasks.0"),
+    ],
+)
+def test_a_mistake_within_a_group_is_told_where_it_stands(
+    shipped: dict[str, Any], shared: dict[str, Any], own: dict[str, Any], place: str
+) -> None:
+    _, *lines = mistakes(merged(shipped, {**shared, "runs": {"full": own}})).splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"  {place}")
+
+
+@pytest.mark.parametrize(
     ("change", "place"),
     [
         ({"training": {"max_steps": 1000}}, "training"),
