@@ -259,8 +259,9 @@ class Settings(Frozen):
                 yield f"{field} names {chosen}, which is not in runs ({', '.join(self.runs)})"
         for name, run in self.runs.items():
             for source in self.sources:
-                if source.window_size and source.window_size > run.model.max_length - 2:
+                read = source.is_csv or source.kind in run.molecules
+                if read and source.window_size and source.window_size > run.model.max_length - 2:
                     yield (
                         f"source {source.name} has windows of {source.window_size}, but run {name} reads at most "
-                        f"{run.model.max_length - 2} (max_length - 2)"
+                        f"{run.model.max_length - 2} (model.max_length - 2)"
                     )

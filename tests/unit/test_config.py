@@ -197,6 +197,11 @@ def test_a_mistake_within_a_group_is_told_where_it_stands(
     assert len(lines) == 1 and lines[0].startswith(f"  {place}")
 
 
+def test_a_run_may_be_shorter_than_windows_that_it_does_not_read(shipped: dict[str, Any]) -> None:
+    runs = {"prot_only": {"model": {"max_length": 200}}}
+    assert load_settings(merged(shipped, {"runs": runs}), made=MADE).runs["prot_only"].model.max_length == 200
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
