@@ -253,6 +253,8 @@ class Settings(Frozen):
                 yield f"vocabularies has {task}, which has no labels"
         if self.run is None and (self.trained_checkpoint or self.model_dirpath):
             yield "trained_checkpoint and model_dirpath say how to continue `run`, which is not given"
+        if self.model_dirpath and not self.trained_checkpoint:
+            yield "model_dirpath needs trained_checkpoint: the step that its weights are of"
         wanted = [("run", self.run), ("restart", self.restart), *(("report_runs", name) for name in self.report_runs)]
         for field, chosen in wanted:
             if chosen is not None and chosen not in self.runs:
