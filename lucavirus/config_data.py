@@ -76,7 +76,7 @@ class Source(Frozen):
     def contradictions(self) -> Iterator[str]:
         """Settings that do not go together."""
         if len({_is_csv(name) for name in self.files}) > 1:
-            yield "FASTA and CSV files cannot be mixed in one source; make two sources"
+            yield "one source cannot have both FASTA and CSV files; make two sources"
         if not self.is_csv and self.kind is None:
             yield "a FASTA source needs `kind: gene` or `kind: prot`"
         if self.is_csv and self.kind is not None:

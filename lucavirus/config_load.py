@@ -34,7 +34,7 @@ def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Colle
     `files` are the YAML files it came from (for line numbers), `made` the inputs that a rule makes.
     Raises one UserError that lists every mistake.
     """
-    problems = [found for file in files for found in _repeated(_composed(file))]
+    problems = [(where, f"{text} of {file}") for file in files for where, text in _repeated(_composed(file))]
     complete = _expand_files(_complete_runs(raw, problems), made, problems)
     problems += [_explain(detail, raw) for detail in _mistakes(complete)]
     if problems:
@@ -275,7 +275,7 @@ def _repeated(node: yaml.Node | None, where: Location = ()) -> Iterator[tuple[Lo
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
-                yield (*where, name), f"stands twice, on lines {lines[name]} and {line}: put it in one place"
+                yield (*where, name), f"must stand once, not on both lines {lines[name]} and {line}"
             lines[name] = line
             yield from _repeated(value, (*where, name))
     if isinstance(node, yaml.SequenceNode):

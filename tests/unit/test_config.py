@@ -159,15 +159,17 @@ def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], t
     assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
 
 
-def test_what_stands_twice_in_a_file_is_a_mistake(shipped: dict[str, Any], tmp_path: Path) -> None:
+def test_what_stands_twice_in_a_file_is_a_mistake(shipped: dict[str, Any], root: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("training:\n  seed: 2\nmodel: {hidden_size: 64}\ntraining:\n  max_epochs: 3\n  max_epochs: 4\n")
-    found = mistakes(merged(shipped, yaml.safe_load(overlay.read_text())), str(overlay))
-    assert found.splitlines() == [
-        "the configuration has 2 mistakes:",
-        f"  training ({overlay}:1): stands twice, on lines 1 and 4: put it in one place",
-        f"  training.max_epochs ({overlay}:1): stands twice, on lines 5 and 6: put it in one place",
-    ]
+    overlay.write_text("training:\n  seed: 2\nmodel: {hidden_size: 64}\ntraining:\n  max_epochs: 3\n  max_epochs: 4\n"
+                       "tokenize: {}\nreport_runs: [full, {a: 1, a: 2}]\n")  # fmt: skip
+    raw = merged(shipped, yaml.safe_load(overlay.read_text())) | {"report_runs": []}
+    base = str(root / "config/config.yaml")
+    first, *lines = mistakes(raw, str(overlay), base).splitlines()
+    assert first == "the configuration has 3 mistakes:"
+    for place, numbers in (("training", "1 and 4"), ("training.max_epochs", "5 and 6"), ("report_runs.1.a", "8 and 8")):
+        line = next(line for line in lines if line.startswith(f"  {place} ("))
+        assert line.endswith(f": must stand once, not on both lines {numbers} of {overlay}")
 
 
 def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: dict[str, Any]) -> None:
