@@ -47,7 +47,7 @@ seq%7C1%20x\tRefSeq\tCDS\t1\t90\t.\t+\t0\tID=c%3B1
 
 g2\t.\tpromoter\t5\t5\t.\t-\t.\t.
 # CDS in a comment
-g2\t.\tsnoRNA\t7\t9\t.\t-\t.\t.
+g2\t.\tsnoRNA \t7\t9\t.\t-\t.\t.
 g2\t.\tfive_prime_UTR\t1\t4\t.\t-\t.\t.
 g2\t.\tmat_peptide\t1\t4\t.\t-\t.\t.
 g2\t.\tfive_prime_UTR\t1\t4\t.\t-\t.\t.
@@ -84,24 +84,25 @@ def test_gff3_ends_where_sequences_begin(write: Write) -> None:
 
 def test_features_of_a_circular_genome_may_run_over_its_end(write: Write) -> None:
     file = write(
-        "c\t.\tregion\t1\t100\t.\t+\t.\tID=c;Is_circular=true;x=1\n"
-        "c\t.\tCDS\t91\t105\t.\t+\t0\t.\n"
-        "c\t.\tCDS\t101\t105\t.\t+\t0\t.\n"
-        "c\t.\tCDS\t91\t100\t.\t+\t0\t.\n"
+        "c%7C1\t.\tregion\t1\t100\t.\t+\t.\tID=c;Is_circular=true;x=1\n"
+        "c%7C1\t.\tCDS\t91\t101\t.\t+\t0\t.\n"
+        "c%7C1\t.\tCDS\t101\t105\t.\t+\t0\t.\n"
+        "c%7C1\t.\tCDS\t91\t100\t.\t+\t0\t.\n"
         "d\t.\tCDS\t91\t105\t.\t+\t0\t.\n",
         "a.gff3",
     )
-    assert [row[4] for row in rows(file)] == [(90, 99), (0, 4), (0, 4), (90, 99), (90, 104)]
+    assert [row[4] for row in rows(file)] == [(90, 99), (0, 0), (0, 4), (90, 99), (90, 104)]
 
 
 @pytest.mark.parametrize(
     ("kind", "start", "attributes", "moved"),
     [
         ("circRNA", 900, "ID=x;Is_circular=true", False),
-        ("circRNA", 1, "ID=x;Is_circular=true", False),
+        ("circRNA", 1, "ID=g1;Is_circular=true", False),
         ("region", 900, "ID=x;Is_circular=true", False),
         ("region", 1, "ID=g:1..1700;Is_circular=true", True),
-        ("contig", 1, "Is_circular=true;ID=g", True),
+        ("chromosome", 1, "Is_circular=true", True),
+        ("contig", 1, "Is_circular=true;ID=g ", True),
     ],
 )
 def test_only_the_row_of_the_whole_sequence_makes_it_a_circle(
@@ -192,10 +193,11 @@ FULL = "seq_id\ttask\tstart\tend\tlabel\na\tgene_taxonomy\t\t\tX\n"
         ("a\tgene_type\t\t\tCDS", "start '' and end '' must both be numbers"),
         ("a\tgene_type\t1\t\tCDS", "start '1' and end '' must both be numbers"),
         ("a\tgene_type\t1\t2_0\tCDS", "start '1' and end '2_0' must both be numbers"),
+        ("a\tgene_type\t1\t9223372036854775808\tCDS", "start '1' and end '9223372036854775808' must both be numbers"),
         ("a\tgene_type\t1.5\t2\tCDS", "start '1.5' and end '2' must both be numbers"),
         ("a\tgene_type\t3\t2\tCDS", "start 3 is after end 2"),
         ("a\tgene_type\t-1\t2\tCDS", "start -1 is before the first position, 0"),
-        ("a\tprot_taxonomy\t1\t2\tX", "prot_taxonomy labels whole sequences, but here is a span"),
+        ("a\tprot_taxonomy\t\t2\tX", "prot_taxonomy labels whole sequences, but here is a span"),
         ("a\tgene_taxonomy\t\t\tY", "a is Y here, but X before"),
         ("a\tgene_taxonomy\t\tX", "the row has 4 columns, the header has 5"),
         ('a\tgene_type\t1\t2\t"CDS', "malformed row"),

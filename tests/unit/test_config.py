@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from lucavirus import config_docs
-from lucavirus.config import OPERATIONAL, Run, Settings
+from lucavirus.config import EXTENSIBLE, OPERATIONAL, Run, Settings
 from lucavirus.config_load import chosen_run, load_settings, read_settings
 from lucavirus.demo import FILES
 from lucavirus.errors import UserError
@@ -85,6 +86,7 @@ def test_the_full_size_recipe_has_the_numbers_of_the_original(full_size: Setting
     assert (run.model.max_length, run.batch_size, run.gradient_accumulation_steps) == (3074, 1, 32)
     assert (run.learning_rate, run.warmup_steps, run.max_epochs, run.seed, run.worker_num) == (2e-4, 32000, 4, 1111, 8)
     assert (run.loss_logging_steps, run.logging_steps, run.final_learning_rate) == (1000, 1000, None)
+    assert run.sequences_per_update == 256
     assert {task: run.model.head_width(task) for task in SUPERVISED} == {t: TASKS[t].head_size for t in SUPERVISED}
     assert [source.split for source in full_size.sources] == ["train", "dev", "test"]
     assert all(source.is_csv for source in full_size.sources)
@@ -110,6 +112,10 @@ def test_the_example_names_only_files_to_fill_in(root: Path, shipped: dict[str, 
     found = mistakes(raw).splitlines()[1:]
     assert len(found) == 5
     assert all("no such file: my_data/" in line for line in found)
+
+
+def one_source(**own: Any) -> dict[str, Any]:
+    return {"sources": [{"name": "a", "files": MADE[:1], "kind": "gene", **own}]}
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------
@@ -142,6 +148,30 @@ def test_the_example_names_only_files_to_fill_in(root: Path, shipped: dict[str, 
         # An overlay's `training:` with nothing below it replaces the whole group.
         ({"training": None}, "training: is empty: put settings below it, or remove the line"),
         ({"model": None}, "model: is empty: put settings below it, or remove the line"),
+        ({"model": {"num_attention_heads": 64}}, "hidden_size / num_attention_heads must be even"),
+        ({"runs": {"full": {"model": {"hiden_size": 3}}}}, "full.model.hiden_size: is not a setting; did you mean hid"),
+        ({"training": {"warmup_steps": 400, "max_steps": 100, "final_learning_rate": None}}, "is 100 updates of warm-"),
+        ({"training": {"final_learning_rate": 0.002}}, "final_learning_rate must be below learning_rate"),
+        ({"training": {"learning_rate": float("inf")}}, "training.learning_rate: input should be a finite number"),
+        ({"training": {"gpus": 2, "nodes": 4}}, "nodes (4) must divide gpus (2)"),
+        ({"training": {"max_tokens_per_pack": 257}}, "max_tokens_per_pack must be at least the model's max_length"),
+        ({"training": {"molecules": ["gene", "prot", "gene"]}}, "molecules names one of them twice: gene, prot, gene"),
+        ({"runs": {"full": {"tasks": ["gene_mask"]}}}, "molecules has prot, but no task of the run learns from it"),
+        ({"model": {"max_length": 257}}, "source genomes has windows of 256, but run full reads at most 255"),
+        ({"vocabularies": {"gene_mask": MADE[0]}}, "vocabularies has gene_mask, which has no labels"),
+        ({"trained_checkpoint": 5}, "say how to continue `run`, which is not given"),
+        ({"model_dirpath": "config"}, "say how to continue `run`, which is not given"),
+        ({"restart": "fool"}, "restart names fool, which is not in runs"),
+        ({"split": {"dev": 0.5, "test": 0.5}}, "split: dev + test leave nothing to train on"),
+        ({"split": {"dev": 0.1, "test": 100}}, "dev and test must both be fractions or both be numbers of sequences"),
+        ({"sources": 2 * one_source()["sources"]}, "two sources are named a"),
+        ({"sources": [3]}, "has 1 mistake:\n  sources.0: input should be a valid dictionary"),
+        (one_source(name=5), "has 1 mistake:\n  sources.0.name: input should be a valid string"),
+        (one_source(window_size=64, window_overlap=64), "sources.0: window_overlap must be smaller than window_size"),
+        (one_source(kind=None), "a FASTA source needs `kind: gene` or `kind: prot`"),
+        (one_source(files=["a.csv", "a.fasta"]), "sources.0: one source cannot have both FASTA and CSV files"),
+        (one_source(files=["a.csv.gz"]), "a CSV says the kind of each row itself; remove `kind`"),
+        (one_source(files=["*.csv*"], kind=None, annotations=MADE[1:2]), "the labels of a CSV are in the CSV"),
         ({"training": {"compile": "yes"}}, "training.compile: input should be 'auto', 'on' or 'off' (given: 'yes')"),
     ],
 )
@@ -149,14 +179,31 @@ def test_a_mistake_is_told(shipped: dict[str, Any], change: dict[str, Any], mess
     assert message in mistakes(merged(shipped, change))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"max_tokens_per_pack": 258}}, {"split": {"dev": 0, "test": 100}},
+        {"split": {"dev": 600, "test": 600}}, one_source(window_size=64, window_overlap=63),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_just_within_the_limits_is_right(shipped: dict[str, Any], change: dict[str, Any]) -> None:
+    assert load_settings(merged(shipped, change), made=MADE)
+
+
 def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], tmp_path: Path) -> None:
     base, overlay = tmp_path / "base.yaml", tmp_path / "overlay.yaml"
     base.write_text(yaml.safe_dump(shipped))
-    overlay.write_text("training:\n  seed: x\n  batchsize: 3\n")
+    overlay.write_text("training:\n  seed: x\n  batchsize: 3\n  tasks:\n    - gene_mask\n    - prot_musk\n")
     found = mistakes(merged(shipped, yaml.safe_load(overlay.read_text())), str(base), str(overlay))
-    assert found.splitlines()[0] == "the configuration has 2 mistakes:"
-    assert f"training.seed ({overlay}:2): " in found
+    assert found.splitlines()[0] == "the configuration has 3 mistakes:"
+    assert f"training.seed ({overlay}:2): " in found and f"training.tasks.1 ({overlay}:6): " in found
     assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
+
+
+def test_what_no_line_has_is_told_without_a_place(shipped: dict[str, Any], root: Path) -> None:
+    found = mistakes(shipped | {"run": "fool"}, str(root / "config/config.yaml"))
+    assert found.splitlines()[1].startswith("  configuration: run names fool, which is not in runs")
 
 
 def test_what_stands_twice_in_a_file_is_a_mistake(shipped: dict[str, Any], root: Path, tmp_path: Path) -> None:
@@ -189,6 +236,8 @@ def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: 
         ({"training": {"task_weights": {"gene_type": -1}}}, {"task_weights": {"prot_site": 1}}, "training.task_w"),
         ({"training": {"stop_after": {"minutes": -1}}}, {"stop_after": {"updates": 5}}, "training.stop_after.minutes"),
         ({"model": {"head_size": {"prot_site": 0}}}, {"model": {"head_size": {"gene_type": 5}}}, "model.head_size"),
+        ({"model": {"hidden_size": "x"}}, {"model": None}, "model.hidden_size"),
+        ({"model": {"num_attention_heads": 5}}, {"model": None}, "model: num_attention_heads (5) must divide"),
         ({}, {"stop_after": {"updates": 0}}, "runs.full.stop_after.updates"),
         ({}, {"tasks": ["gene_musk"]}, "runs.full.tasks.0"),
     ],
@@ -222,8 +271,9 @@ def test_settings_that_do_not_go_together_are_one_mistake_where_they_stand(
 
 
 def test_a_run_may_change_nothing(shipped: dict[str, Any]) -> None:
-    settings = load_settings(merged(shipped, {"runs": {"mine": None}}), made=MADE)
-    assert settings.runs["mine"] == settings.runs["full"] == chosen_run(settings, "mine")
+    raw = merged(shipped, {"runs": {"mine": None, "other": {"model": None, "stop_after": None}}})
+    settings = load_settings(raw, made=MADE)
+    assert settings.runs["mine"] == settings.runs["other"] == settings.runs["full"] == chosen_run(settings, "mine")
     with pytest.raises(UserError, match="there is no run yours"):
         chosen_run(settings, "yours")
 
@@ -322,20 +372,27 @@ def test_home_folders_and_empty_parts_of_paths(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m").mkdir()
-    for name in ("a.fasta", "b.fasta", "x{run}.fasta", "types.txt"):
+    for name in ("a.fasta", "b.fasta", "c[1].fasta", "x{run}.fasta", "x<1.fasta", "types.txt"):
         (tmp_path / name).touch()
-    source = {"name": "s", "files": ["~/?.fasta", f"{tmp_path}//a.fasta"], "kind": "gene"}
+    source = {"name": "s", "files": ["~/?.fasta", f"{tmp_path}//c[1].fasta"], "kind": "gene"}
     own = {"sources": [source], "model_dirpath": "~/m", "run": "full", "vocabularies": {"gene_type": "~/types.txt"}}
     raw = merged(shipped, own | {"training": {"model_dirpath": "~/m"}, "trained_checkpoint": 1})
     settings = load_settings(raw, made=MADE)
-    assert settings.sources[0].files == (f"{tmp_path}/a.fasta", f"{tmp_path}/b.fasta", f"{tmp_path}/a.fasta")
+    assert settings.sources[0].files == (f"{tmp_path}/a.fasta", f"{tmp_path}/b.fasta", f"{tmp_path}/c[1].fasta")
     assert settings.vocabularies == {"gene_type": f"{tmp_path}/types.txt"}
     assert settings.model_dirpath == settings.runs["full"].model_dirpath == f"{tmp_path}/m"
     # One file is no pattern, and Snakemake cannot take every name.
     source["files"] = "~/x*.fasta"
     told = mistakes(raw | {"vocabularies": {"gene_type": "~/type?.txt"}})
     assert f"vocabularies.gene_type: no such file: {tmp_path}/type?.txt" in told
-    assert f"Snakemake takes {{ }} < > in a path for its own: {tmp_path}/x{{run}}.fasta (rename it" in told
+    for name in ("x{run}.fasta", "x<1.fasta"):
+        assert f"Snakemake takes {{ }} < > in a path for its own: {tmp_path}/{name} (rename it" in told
+
+
+def test_patterns_give_files_in_sorted_order(shipped: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucavirus.config_load.glob.glob", lambda _: MADE[::-1])
+    settings = load_settings(merged(shipped, one_source(files=["*"])), made=MADE)
+    assert settings.sources[0].files == tuple(sorted(MADE))
 
 
 def test_the_stages_read_what_was_written(shipped: dict[str, Any], tmp_path: Path) -> None:
@@ -344,8 +401,28 @@ def test_the_stages_read_what_was_written(shipped: dict[str, Any], tmp_path: Pat
     assert read_settings(tmp_path / "settings.json") == settings
 
 
-def test_operational_settings_exist() -> None:
-    assert set(Run.model_fields) >= OPERATIONAL
+def test_settings_cut_short_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"project": "x", ')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_settings(tmp_path / "settings.json")
+
+
+def test_what_a_change_reruns_is_told_as_it_is(root: Path) -> None:
+    section = (root / "config/README.md").read_text().split("## What a change reruns\n")[1].split("\n## ")[0]
+    told = {
+        cells[2].strip(): cells[1].split(";")[0]
+        for cells in (line.split("|") for line in section.splitlines() if line[:1] == "|")
+    }
+
+    def named(outcome: str) -> set[str]:
+        names = re.findall(r"`([a-z_*]+)`", next(names for text, names in told.items() if text.startswith(outcome)))
+        found = {name: fnmatch.filter(Run.model_fields, name) for name in names}
+        assert all(found.values())
+        return {field for fields in found.values() for field in fields}
+
+    assert named("nothing") == OPERATIONAL
+    assert named("the training goes on") == EXTENSIBLE
+    assert set(Run().meaning()) == set(Run.model_fields) - OPERATIONAL - EXTENSIBLE | {"order of samples"}
 
 
 # -- what is generated from the models -------------------------------------------------------------------------------
@@ -390,3 +467,14 @@ def test_the_schema_is_up_to_date(root: Path) -> None:
 def test_the_table_is_up_to_date(root: Path) -> None:
     text = (root / "config/README.md").read_text()
     assert text == config_docs.readme(text), REPAIR
+
+
+def test_make_docs_writes_both(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("config.yaml", "openvirus.yaml"):
+        (tmp_path / name).write_text((root / "config" / name).read_text())
+    (tmp_path / "README.md").write_text(f"above\n{config_docs.BEGIN}old\n{config_docs.END}below\n")
+    monkeypatch.setattr(config_docs, "FOLDER", tmp_path)
+    config_docs.main()
+    written = (tmp_path / "README.md").read_text()
+    assert written == f"above\n{config_docs.BEGIN}{config_docs.table()}{config_docs.END}below\n"
+    assert (tmp_path / "schema.json").read_text() == config_docs.schema()

@@ -7,26 +7,46 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from safetensors.torch import save_file
 
 from lucavirus.config import Settings
 from lucavirus.errors import UserError
-from lucavirus.evaluate_run import _evaluate, evaluate_run, load_model
+from lucavirus.evaluate_run import _evaluate, evaluate_run, load_model, table
 from lucavirus.model import LucaVirus
 from lucavirus.tasks import SUPERVISED
 from tests.made_up import ARCHITECTURE, CLASSES, RUN
 from tests.tiny import ALONE
 
 
+def _vocabularies(folder: Path, turned: str = "") -> Path:
+    folder.mkdir()
+    for task in SUPERVISED:
+        names = [f"{task} {n}\n" for n in range(CLASSES.get(task, 0))]
+        (folder / f"{task}.txt").write_text("".join(names[:: -1 if task == turned else 1]))
+    return folder
+
+
 def test_renamed_classes_are_refused_though_their_number_is_the_same(tmp_path: Path) -> None:
-    names = {task: [f"{task} {n}" for n in range(CLASSES.get(task, 0))] for task in SUPERVISED}
-    labels, vocabularies = tmp_path / "labels", tmp_path / "vocabularies"
-    for folder, order in ((labels, 1), (vocabularies, -1)):
-        folder.mkdir()
-        for task, classes in names.items():
-            chosen = classes[::order] if task == "gene_type" else classes
-            (folder / f"{task}.txt").write_text("".join(f"{name}\n" for name in chosen))
+    labels = _vocabularies(tmp_path / "labels")
+    _vocabularies(tmp_path / "vocabularies", turned="gene_type")
     with pytest.raises(UserError, match="the label vocabularies of gene_type have changed since the model was trained"):
         _evaluate(LucaVirus(ARCHITECTURE), labels, RUN, tmp_path, "dev", ALONE)
+
+
+@pytest.mark.parametrize(("samples", "scored"), [([0], (("gene_mask", "gene_type"), CLASSES, True)), ([], None)])
+def test_masks_and_the_tasks_of_the_model_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: list[int], scored: Any
+) -> None:
+    labels, opened = _vocabularies(tmp_path / "labels"), []
+    _vocabularies(tmp_path / "vocabularies")
+    monkeypatch.setattr("lucavirus.evaluate_run.Dataset", lambda *asked: opened.append(asked) or samples)
+    monkeypatch.setattr(
+        "lucavirus.evaluate_run.evaluate_split",
+        lambda _, __, run, classes, *___, metrics, **____: (run.tasks, classes, metrics),
+    )
+    run = RUN.model_copy(update={"tasks": ("gene_mask", "gene_type", "prot_homo")})
+    assert _evaluate(LucaVirus(ARCHITECTURE), labels, run, tmp_path, "test", ALONE) == scored
+    assert opened == [(tmp_path, RUN.molecules, "test", 400, ("gene_mask", "gene_type"))]
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", '{"hidden_size": 16}', "no json"])
@@ -34,6 +54,27 @@ def test_a_folder_that_is_no_published_model_is_refused(tmp_path: Path, config: 
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="is no published model"):
         load_model(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="is no published model"):
+        load_model(tmp_path)
+
+
+def test_a_model_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE.to_json()))
+    weights = {name: tensor.clone() for name, tensor in LucaVirus(ARCHITECTURE).state_dict().items()}
+    del weights["last_layer_norm.bias"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="the weights lack last_layer_norm.bias"):
+        load_model(tmp_path)
+
+
+def test_the_table_has_each_metric_beside_its_baseline() -> None:
+    found = {"loss": 1.5, "accuracy": 0.5, "mcc": 0.25, "baseline": {"accuracy": 0.125, "mcc": 0.0}}
+    assert table({"dev": {"gene_type": found | {"n_sequences": 3, "n_labels": 7}}}).fillna(-1).to_numpy().tolist() == [
+        ["dev", "gene_type", "loss", 1.5, -1, 3, 7],
+        ["dev", "gene_type", "accuracy", 0.5, 0.125, 3, 7],
+        ["dev", "gene_type", "mcc", 0.25, 0, 3, 7],
+    ]
 
 
 def test_a_split_without_any_label_has_no_loss(
@@ -44,6 +85,11 @@ def test_a_split_without_any_label_has_no_loss(
     monkeypatch.setattr("lucavirus.evaluate_run.load_model", lambda _: LucaVirus(ARCHITECTURE))
     monkeypatch.setattr("lucavirus.evaluate_run._evaluate", lambda _, __, ___, ____, split, _____: found[split])
     monkeypatch.setattr("lucavirus.evaluate_run.chosen_run", lambda *_: RUN)
-    evaluate_run(cast(Settings, None), "full", tmp_path, tmp_path, tmp_path / "evaluation.json")
-    assert json.loads((tmp_path / "evaluation.json").read_text())["loss"] == {"test": 1.5}
+    evaluate_run(cast(Settings, None), "full", tmp_path / "data", tmp_path / "model", tmp_path / "evaluation.json")
+    told = {"run": "full", "checkpoint": str(tmp_path / "model"), "loss": {"test": 1.5}}
+    told["splits"] = {split: result["tasks"] for split, result in found.items()}
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == told
+    row = "test\tprot_site\tloss\t1.5\t\t1\t2\n"
+    columns = "split\ttask\tmetric\tvalue\tbaseline\tn_sequences\tn_labels\n"
+    assert (tmp_path / "evaluation.tsv").read_text() == columns + row
     assert "warning: no sequence of dev has a label of the run's tasks" in capsys.readouterr().err

@@ -35,6 +35,9 @@ def test_masked_tokens() -> None:
     assert metrics == {"accuracy": 0.75, "perplexity": pytest.approx(3)}
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert baseline == {"accuracy": 0.75, "perplexity": pytest.approx(math.exp(entropy))}
+    assert masked_token_metrics(_confusion((5, 5, 1)), mean_entropy=1e4)[0]["perplexity"] == pytest.approx(
+        math.exp(700)
+    )
 
 
 def test_multi_label() -> None:
@@ -48,6 +51,14 @@ def test_multi_label() -> None:
     assert baseline["average_precision"] == pytest.approx((2 * 2 / 3 + 3 / 5) / 3)
     # The best constant answer is both classes: three of the five that are known are right, and none is missed.
     assert baseline["f1"] == pytest.approx(2 * 3 / (2 * 3 + 2))
+
+
+def test_constant_answers_follow_the_frequency_among_what_is_known() -> None:
+    # Two of ten, and the only one that is known.
+    truth = np.array([[1, 1], [1, -100], *[[0, -100]] * 8], np.int8)
+    _, baseline = multi_label_metrics(np.zeros((10, 2), np.float32), truth)
+    assert baseline["average_precision"] == pytest.approx((1 + 2 * 3 / 11) / 3)
+    assert baseline["f1"] == pytest.approx(2 * 1 / (1 + 3))
 
 
 def test_the_best_constant_answer_leaves_rare_classes_out() -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
 from lucavirus import plots
+from lucavirus.tasks import TASKS
 
 NAN = float("nan")
 LOSS = "Loss: weighted sum of the tasks, mean over sequences"
@@ -92,6 +93,16 @@ def test_only_tasks_of_the_run_have_a_panel_and_only_wide_ones_a_log_axis() -> N
     assert "dev" not in lines(panel(figure, "prot_homo"))
 
 
+def test_every_row_of_panels_has_its_labels_and_every_panel_all_updates() -> None:
+    tasks = list(TASKS)[:6]
+    figure = plots.training_curves(history().assign(**{f"losses.{task}": 1.0 for task in tasks}))
+    panels = figure.axes[2:]
+    assert [axes.get_title("left") for axes in panels] == tasks
+    assert [axes.get_ylabel() for axes in panels] == ["loss (nats)", "", ""] * 2
+    assert [axes.get_xlabel() for axes in panels] == [""] * 3 + ["optimizer updates"] * 3
+    assert all(axes.get_xlim() == (0, pytest.approx(40.8)) for axes in figure.axes)
+
+
 def test_one_record_is_drawn_as_a_point() -> None:
     only = history(1).query("event == 'train'")
     assert panel(plots.training_curves(only), "gene_mask").lines[0].get_marker() == "."
@@ -109,8 +120,12 @@ def test_bars_have_the_values_and_strokes_the_baselines() -> None:
     assert widths["dev"] == [0.41, 0.20]
     assert widths["test"][0] == 0.40 and np.isnan(widths["test"][1])
     collections = [stroke for stroke in axes.collections if isinstance(stroke, LineCollection)]
-    strokes = [segment[0][0] for stroke in collections for segment in stroke.get_segments() if len(segment)]
-    assert [x for x in strokes if not np.isnan(x)] == [0.30, 0.25, 0.31]
+    strokes = [segment.mean(0) for stroke in collections for segment in stroke.get_segments() if len(segment)]
+    # The first task on top, dev above test.
+    middles = [0.30, -0.19, 0.25, 0.81, 0.31, 0.19]
+    assert [x for stroke in strokes for x in stroke if not np.isnan(stroke).any()] == pytest.approx(middles)
+    bars = [bar.get_y() + bar.get_height() / 2 for bars in axes.containers for bar in bars]
+    assert bars == pytest.approx([-0.19, 0.81, 0.19, 1.19]) and axes.yaxis_inverted()
 
 
 def test_bars_print_value_and_baseline_right_of_both() -> None:
@@ -120,6 +135,11 @@ def test_bars_print_value_and_baseline_right_of_both() -> None:
     assert printed["0.200  (0.250)"] > 0.25
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["gene_mask\naccuracy", "prot_keyword\naverage precision"]
+
+
+def test_a_value_without_a_baseline_is_printed_alone() -> None:
+    texts = plots.task_bars(scores().assign(dev_baseline=NAN)).axes[0].texts
+    assert [text.get_text() for text in texts][:2] == ["0.410", "0.200"]
 
 
 def test_histogram_shows_counts_and_leaves_out_what_is_empty() -> None:
@@ -133,10 +153,11 @@ def test_histogram_shows_counts_and_leaves_out_what_is_empty() -> None:
 
 
 def test_speed_shows_the_fields_that_exist_in_their_unit() -> None:
-    figure = plots.speed_panels(history())
-    assert [axes.get_ylabel() for axes in figure.axes] == ["real tokens / s", "%"]
+    figure = plots.speed_panels(history().assign(mfu=0.25))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["real tokens / s", "% of peak", "%"]
     assert list(np.asarray(figure.axes[0].lines[0].get_ydata())) == [1001, 1002, 1003, 1004]
-    assert list(np.asarray(figure.axes[1].lines[0].get_ydata())) == pytest.approx([97.0] * 4)
+    assert list(np.asarray(figure.axes[1].lines[0].get_ydata())) == [25] * 4
+    assert list(np.asarray(figure.axes[2].lines[0].get_ydata())) == pytest.approx([97.0] * 4)
 
 
 def test_waits_share_a_panel() -> None:

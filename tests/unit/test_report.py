@@ -15,10 +15,10 @@ EVALUATION = {
     "checkpoint": "step-8",
     "splits": {
         "dev": {
-            "gene_mask": {"loss": 1.5, "accuracy": 0.5, "baseline": {"accuracy": 0.3}, "n_sequences": 7},
-            "prot_keyword": {"loss": 0.2, "average_precision": 0.8, "f1": 0.7, "baseline": {"f1": 0.1}},
+            "prot_mask": {"loss": 1.5, "accuracy": 0.5, "baseline": {"accuracy": 0.3}, "n_sequences": 7},
+            "prot_keyword": {"loss": 0.23456789, "average_precision": 0.8, "f1": 0.7, "baseline": {"f1": 0.1}},
         },
-        "test": {"gene_mask": {"loss": 1.25, "accuracy": None, "baseline": {"accuracy": 0.25}, "n_sequences": 9}},
+        "test": {"prot_mask": {"loss": 1.25, "accuracy": None, "baseline": {"accuracy": 0.25}, "n_sequences": 9}},
     },
 }
 TRAINING = {
@@ -66,10 +66,10 @@ def test_history_has_a_column_for_each_task(files: dict[str, Path]) -> None:
 def test_metrics_table_holds_every_value(files: dict[str, Path]) -> None:
     table = report.metrics_table(report.read_evaluation(files["evaluation"])).fillna(-1.0)
     assert table.to_dict("split")["data"] == [
-        ["gene_mask", "loss", 1.5, -1, 1.25, -1],
-        ["gene_mask", "accuracy", 0.5, 0.3, -1, 0.25],
-        ["gene_mask", "n_sequences", 7, -1, 9, -1],
-        ["prot_keyword", "loss", 0.2, -1, -1, -1],
+        ["prot_mask", "loss", 1.5, -1, 1.25, -1],
+        ["prot_mask", "accuracy", 0.5, 0.3, -1, 0.25],
+        ["prot_mask", "n_sequences", 7, -1, 9, -1],
+        ["prot_keyword", "loss", 0.23456789, -1, -1, -1],
         ["prot_keyword", "average_precision", 0.8, -1, -1, -1],
         ["prot_keyword", "f1", 0.7, 0.1, -1, -1],
     ]
@@ -79,7 +79,7 @@ def test_metrics_table_holds_every_value(files: dict[str, Path]) -> None:
 def test_main_metric_depends_on_the_task(files: dict[str, Path]) -> None:
     scores = report.main_metrics(report.metrics_table(report.read_evaluation(files["evaluation"])))
     shown = list(zip(scores["task"], scores["metric"], strict=True))
-    assert shown == [("gene_mask", "accuracy"), ("prot_keyword", "average_precision")]
+    assert shown == [("prot_mask", "accuracy"), ("prot_keyword", "average_precision")]
 
 
 def test_run_report_writes_whole_files_twice_the_same(files: dict[str, Path], tmp_path: Path) -> None:
@@ -89,7 +89,8 @@ def test_run_report_writes_whole_files_twice_the_same(files: dict[str, Path], tm
     assert names == ["curves.svg", "speed.svg", "summary.md", "tasks.html", "tasks.svg", "tasks.tsv"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert "gene_mask\taccuracy\t0.5\t0.3\t\t0.25\n" in (tmp_path / "a" / "tasks.tsv").read_text()
+    table = (tmp_path / "a" / "tasks.tsv").read_text()
+    assert "prot_mask\taccuracy\t0.5\t0.3\t\t0.25\n" in table and "prot_keyword\tloss\t0.23456789\t" in table
     assert "<td>0.5000</td>" in (tmp_path / "a" / "tasks.html").read_text()
 
 
@@ -100,16 +101,28 @@ def test_summary_page_answers_the_first_questions(files: dict[str, Path], tmp_pa
         "# Run mine",
         "| ended | early, by stop_after |",
         "| trained | 1,200 updates of 32 sequences (38,400 steps), 1.5 epochs |",
+        "| learning rate | would be 0 after 4,000 updates |",
         "| time | 1 h 2 min on 2 process(es), 805 tokens/s |",
         "| best dev loss | 1.2346 nats, at update 900 |",
         f"| best model | `{tmp_path / 'mine' / 'model'}` |",
+        f"| last model | `{tmp_path / 'mine' / 'model' / 'last'}` |",
         "| skipped | 1 update(s) whose gradient was not finite: `non_finite.jsonl` in the work folder |",
         "| task | metric | dev | dev baseline | test | test baseline |",
-        "| gene_mask | accuracy | 0.5000 | 0.3000 | – | 0.2500 |",
+        "| prot_mask | accuracy | 0.5000 | 0.3000 | – | 0.2500 |",
         "| prot_keyword | average_precision | 0.8000 | – | – | – |",
         "| gene | train | 8,000 | 4,800,000 | 600.2 |",
     ):
         assert line in page.splitlines()
+
+
+def test_a_short_run_without_a_best_model_that_skipped_updates(files: dict[str, Path], tmp_path: Path) -> None:
+    files["training"].write_text(json.dumps(TRAINING | {"best": None, "seconds": 119.6}))
+    files["metrics"].write_text(files["metrics"].read_text() + '{"event": "skip", "update": 4}')
+    report.write_run_report(run="mine", out=tmp_path / "out", **files)
+    page = (tmp_path / "out" / "summary.md").read_text()
+    assert "| time | 2 min 0 s on 2 process(es), 25,084 tokens/s |\n" in page
+    assert "| best dev loss | none |\n" in page
+    assert "| skipped | 2 update(s)" in page
 
 
 def test_a_run_without_skipped_updates_does_not_speak_of_them(files: dict[str, Path], tmp_path: Path) -> None:
@@ -127,6 +140,15 @@ def test_data_report(tmp_path: Path) -> None:
     assert "<td>4,800,000</td>" in (tmp_path / "out" / "data.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["lengths", "summary"])
+def test_a_table_of_the_data_sets_without_its_columns_is_refused(tmp_path: Path, name: str) -> None:
+    for file, text in (("lengths", LENGTHS), ("summary", SUMMARY)):
+        (tmp_path / file).write_text(text.replace("sequences", "rows") if file == name else text)
+    with pytest.raises(UserError, match=f"{name}:1: lacks the columns sequences"):
+        report.write_data_report(tmp_path / "lengths", tmp_path / "summary", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "name, line, text, message",
     [
@@ -138,6 +160,7 @@ def test_data_report(tmp_path: Path) -> None:
         ("evaluation", 6, '"gene_musk": {', "evaluation:1: has another form than expected: splits.dev.gene_musk"),
         ("training", 1, "{}", "training:1: has another form than expected: run: Field required"),
         ("summary", 1, "a\tb", "summary:1: lacks the columns molecule, split, sequences, tokens"),
+        ("summary", 2, "a\tb\tc\td\te\n" + 9 * "f\t", "summary:1: is not a table: Error tokenizing data"),
     ],
 )
 def test_broken_input_is_named_with_its_line(
@@ -163,6 +186,9 @@ def test_empty_and_absent_input(files: dict[str, Path], tmp_path: Path, name: st
         report.write_run_report(run="mine", out=tmp_path / "out", **files)
 
 
-def test_files_of_another_run_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="belongs to run mine, not to yours"):
-        report.write_run_report(run="yours", out=tmp_path / "out", **files)
+@pytest.mark.parametrize("name", ["training", "evaluation"])
+def test_files_of_another_run_are_refused(files: dict[str, Path], tmp_path: Path, name: str) -> None:
+    files[name].write_text(files[name].read_text().replace('"mine"', '"yours"'))
+    with pytest.raises(UserError, match="belongs to run yours, not to mine") as caught:
+        report.write_run_report(run="mine", out=tmp_path / "out", **files)
+    assert caught.value.where == str(files[name])

@@ -16,7 +16,7 @@ from lucavirus.errors import UserError
 from lucavirus.evaluate_run import load_model
 from lucavirus.model import LucaVirus
 from lucavirus.optimizer import make_optimizer
-from lucavirus.publish import model_files
+from lucavirus.publish import model_files, publish_history, publish_model
 from lucavirus.state import PLACE, STATISTICS, Checkpoints, State, read_fingerprint, read_state, restore_moments
 from tests.made_up import ARCHITECTURE, CLASSES
 from tests.tiny import ALONE
@@ -138,3 +138,32 @@ def test_what_is_saved_is_a_model_that_can_be_used_by_itself(tmp_path: Path) -> 
         assert checkpoint.damage(folder) is None
         (folder / "labels/gene_type.txt").write_text("renamed\n")
         assert checkpoint.damage(folder) == "labels/gene_type.txt does not match its checksum"
+
+
+def _made(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def _found(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_published_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    out = _made(tmp_path / "out", {f"{name}/labels/old.txt": "" for name in ("model", ".model.tmp", ".model.old")})
+    best, last = (_made(tmp_path / name, {"model.safetensors": name}) for name in ("best", "last"))
+    beside = {"config.json": "{}", "labels/gene_type.txt": "CDS"}
+    publish_model(best, last, beside, out)
+    assert _found(out) == {
+        **{f"model/{name}": text for name, text in (beside | {"model.safetensors": "best"}).items()},
+        **{f"model/last/{name}": text for name, text in (beside | {"model.safetensors": "last"}).items()},
+    }
+
+
+def test_no_history_of_a_run_before_is_published(tmp_path: Path) -> None:
+    history = {"metrics.jsonl": "new", "tensorboard/new": "1"}
+    out = _made(tmp_path / "out", {"metrics.jsonl": "old", "tensorboard/old": "2"})
+    publish_history(_made(tmp_path / "work", {**history, "train.log": ""}), out)
+    assert _found(out) == history

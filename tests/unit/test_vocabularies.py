@@ -101,7 +101,7 @@ def test_vocabularies_are_the_sorted_names_of_all_sources(case: Case, tmp_path: 
 
 def test_given_vocabularies_keep_their_order_and_their_unused_names(case: Case, tmp_path: Path) -> None:
     settings = case(
-        {"types.txt": "tRNA\r\ntmRNA\r\nregulatory\r\nCDS", "words.txt": "\ufeffVirion\nCapsid protein\nUnseen\n\n"},
+        {"types.txt": "tRNA\r\ntmRNA\r\nregulatory\r\nCDS", "words.txt": "\ufeffVirion\nCapsid protein\nUnseen\n\n\n"},
         vocabularies={"gene_type": "types.txt", "prot_keyword": "words.txt"},
     )
     build_vocabularies(settings, tmp_path / "out")
@@ -169,9 +169,9 @@ P = {"name": "p", "kind": "prot", "files": ["proteins.fasta.gz"], "annotations":
             "genes.gff3:5: the label of the gene g3 is used by no source: there is no such id in g",
         ),
         (
-            {"labels.tsv": TSV + "p3\tprot_taxonomy\t\t\tX\np3\tprot_keyword\t\t\tX\np4\tprot_keyword\t\t\tX\n"},
+            {"labels.tsv": TSV + "p4\tprot_taxonomy\t\t\tX\np4\tprot_keyword\t\t\tX\np3\tprot_keyword\t\t\tX\n"},
             [G, P],
-            "labels.tsv:11: the label of the prot p3 is used by no source: there is no such id in p (and 1 more ids)",
+            "labels.tsv:11: the label of the prot p4 is used by no source: there is no such id in p (and 1 more ids)",
         ),
         (
             {"labels.tsv": TSV + "p2\tgene_taxonomy\t\t\tX\n"},
@@ -204,6 +204,15 @@ def test_ids_that_no_source_uses(case: Case, tmp_path: Path, files: Any, sources
     assert not (tmp_path / "out").exists()
 
 
+def test_ids_are_not_looked_for_in_a_csv(case: Case, tmp_path: Path) -> None:
+    files = {"a.csv": "obj_id,obj_type,obj_seq,obj_label\nx,gene,ACGT,\n", "v.txt": "x\n"}
+    sources = [{"name": "c", "files": ["a.csv"]}, {**G, "annotations": ["labels.tsv"]}]
+    files["labels.tsv"] = "seq_id\ttask\tlabel\ng9\tgene_taxonomy\tx\n"
+    settings = case(files, sources, vocabularies=dict.fromkeys(SUPERVISED, "v.txt"))
+    message = mistake(lambda: build_vocabularies(settings, tmp_path / "out"))
+    assert "the label of the gene g9 is used by no source: there is no such id in g\n" in message
+
+
 def test_an_id_may_be_in_any_of_the_sources_that_list_the_file(case: Case, tmp_path: Path) -> None:
     sources = [
         {**G, "annotations": ["genes.gff3", "labels.tsv"]},
@@ -216,9 +225,9 @@ def test_an_id_may_be_in_any_of_the_sources_that_list_the_file(case: Case, tmp_p
 
 
 def test_ids_of_features_that_are_left_out_need_not_exist(case: Case, tmp_path: Path) -> None:
-    before = build_vocabularies(case({"genes.gff3": GFF3}), tmp_path / "out").left_out["gene"]
-    summary = build_vocabularies(case({"genes.gff3": GFF3 + "chr9\t.\tgene\t1\t4\t.\t+\t.\t.\n"}), tmp_path / "out")
-    assert summary.left_out["gene"] == before + 1
+    gene = "chr9\t.\tgene\t1\t4\t.\t+\t.\t.\n"
+    summary = build_vocabularies(case({"genes.gff3": GFF3 + 2 * gene}), tmp_path / "out")
+    assert "left out: gene 2, region 1 (see gff3_types)" in str(summary)
 
 
 # labels of a source ----------------------------------------------------------------------------------------------
@@ -277,6 +286,14 @@ def test_names_missing_in_the_vocabulary_of_the_shards(case: Case, tmp_path: Pat
     with pytest.raises(UserError, match=r"labels.tsv:5: Capsid protein is not in the vocabulary"):
         source_labels(case(), "p", {**NAMES, "prot_keyword": ("Virion",)})
     source_labels(case(), "g", {**NAMES, "prot_keyword": ("Virion",)})  # not a label of genes
+
+
+def test_another_order_of_classes_is_another_vocabulary(case: Case) -> None:
+    turned = {task: names[::-1] for task, names in NAMES.items()}
+    (_, now), (_, then) = source_labels(case(), "p"), source_labels(case(), "p", turned)
+    assert {task for task in NAMES if now.digests[task] != then.digests[task]} == {
+        task for task, names in NAMES.items() if len(names) > 1
+    }
 
 
 def test_labels_of_a_csv(case: Case, tmp_path: Path) -> None:
