@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
@@ -59,7 +60,8 @@ def run_stage(main: Callable[[], None]) -> None:
 def _report(text: str) -> None:
     report = os.environ.get("LUCAVIRUS_ERROR_FILE")
     if report:
-        with open(report, "a") as file:
+        with contextlib.suppress(OSError), open(report, "a") as file:  # the disk may be full, and that the very error
             file.write(f"{text}\n")
-    else:
-        print(text, file=sys.stderr)
+            file.flush()
+            return
+    print(text, file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lucavirus.errors import UserError, run_stage
 from lucavirus.launch import Output, environment, program
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "workflow_scripts" / "launch.py"
@@ -87,6 +88,25 @@ def test_a_user_error_is_shown_once_without_traceback(start: Start, tmp_path: Pa
     assert (status, screen) == (1, "working\nerror: a:3: is bad\n  What to do: mend it\n")
     assert (tmp_path / "log").read_text() == screen
     assert not (tmp_path / "log.errors").exists()
+
+
+def failing(error: Exception) -> object:
+    """The exit status of a stage that fails."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(fail)
+    return ended.value.code
+
+
+def test_an_error_that_a_full_disk_does_not_take_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LUCAVIRUS_ERROR_FILE", "/dev/full")
+    assert failing(UserError("full")) == 1
+    assert capsys.readouterr() == ("", "error: full\n")
 
 
 def test_a_bug_shows_its_traceback(start: Start, tmp_path: Path) -> None:
