@@ -18,6 +18,7 @@ from lucavirus.files import flush
 
 _MARKER = "complete.json"
 _PREFIX = "step-"
+_REPLACED = "tmp-replaced-"
 
 
 def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path], object]], state: Any) -> Path:
@@ -40,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path]
             where=str(folder),
             hint="the checkpoints before it are whole; make room, then start the same command again",
         ) from error
-    replaced = folder / f"tmp-replaced-{step}"
+    replaced = folder / f"{_REPLACED}{final.name}"
     if final.exists():  # an earlier start saved the same step; its bytes may have been damaged since
         os.replace(final, replaced)
     os.replace(temporary, final)
@@ -80,6 +81,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and put out of the way."""
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        final = folder / replaced.name.removeprefix(_REPLACED)
+        if not final.exists():  # a fault came between the two renames of save_checkpoint
+            os.replace(replaced, final)
     for path in checkpoints(folder):
         problem = damage(path)
         if problem is None:

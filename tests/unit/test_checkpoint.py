@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,25 @@ def test_a_half_written_one_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert newest_complete(tmp_path, pytest.fail) is None
     _save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_a_fault_amid_replacing_a_checkpoint_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _save(tmp_path, 5)
+    rename = os.replace
+
+    def stopped(source: Path, target: Path) -> None:
+        if source.name == "tmp-step-5":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("lucavirus.checkpoint.os.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _save(tmp_path, 5)
+    monkeypatch.undo()
+    assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-5"
+    save_checkpoint(tmp_path, 5, FILES, "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+    assert read_state(tmp_path / "step-5") == "again"  # type: ignore[comparison-overlap]
 
 
 def test_one_of_each_stretch_is_kept_for_good(tmp_path: Path) -> None:
