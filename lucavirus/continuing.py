@@ -116,7 +116,8 @@ def forget_rewind(work: Path) -> None:
 
 
 def _new_folder(work: Path, reason: str) -> Path:
-    number = 1 + max((int(path.name) for path in (work / "set-aside").glob("[0-9]*")), default=0)
+    names = [path.name for path in (work / "set-aside").glob("*")]
+    number = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
     folder = work / "set-aside" / f"{number:03d}"
     folder.mkdir(parents=True)
     (folder / "reason.txt").write_text(f"{time.strftime('%F %T')} {reason}\n")

@@ -16,7 +16,7 @@ def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
     for folder in ("001", "002"):
         assert set_aside(tmp_path, "a restart").name == folder
     (tmp_path / "set-aside/001/reason.txt").unlink()
-    (tmp_path / "set-aside/001").rmdir()
+    (tmp_path / "set-aside/001").rename(tmp_path / "set-aside/007, a good one")
     assert set_aside(tmp_path, "a restart").name == "003"
 
 
