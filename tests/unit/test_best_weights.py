@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from lucavirus.state import PLACE, STATISTICS, State
+from lucavirus.checkpoint import save_checkpoint
+from lucavirus.errors import TIME_LIMIT, Preempted
+from lucavirus.plan import Plan
+from lucavirus.state import PLACE, STATISTICS, Checkpoints, State
 from lucavirus.train import Trainer
+from tests.made_up import ARCHITECTURE
+from tests.tiny import ALONE
 
 
-@pytest.mark.parametrize(("losses", "best"), [((3.0, 2.0, 2.5), 2), ((None, None, None), None), ((None, 2.0, 3.0), 2)])
+@pytest.mark.parametrize(("losses", "best"), [((3.0, 2.0, 2.0), 2), ((None, None, None), None), ((None, 2.0, 3.0), 2)])
 def test_the_best_weights_have_the_lowest_loss_that_is_known(
     losses: tuple[float | None, ...], best: int | None
 ) -> None:
@@ -64,3 +72,77 @@ def test_no_loss_is_known_where_nothing_has_a_label(monkeypatch: pytest.MonkeyPa
     )  # fmt: skip
     assert Trainer._evaluate_on(trainer, "dev", [], metrics=False) is None  # type: ignore[arg-type]
     assert said == ["warning: no sequence of dev has a label of the run's tasks; no loss is known there"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "save", "saved", "expected"),
+    [
+        (False, False, 0, ["what is due"]),
+        (False, True, 0, ["what is due", "saved"]),
+        (False, True, 7, ["what is due"]),
+        (True, False, 0, ["saved", "on disk", "met the others", "ended"]),
+    ],
+)
+@pytest.mark.parametrize("limit", [True, False])
+def test_who_is_asked_to_end_saves_and_meets_the_others_and_does_nothing_else(
+    stop: bool, save: bool, saved: int, expected: list[str], limit: bool
+) -> None:
+    happened: list[str] = []
+    trainer: Any = SimpleNamespace(
+        _update=lambda _: {"stop": stop, "save": save}, _boundary=lambda: happened.append("what is due"),
+        _save=lambda scheduled: happened.append("scheduled" if scheduled else "saved"),
+        checkpoints=SimpleNamespace(finish=lambda: happened.append("on disk")),
+        ranks=SimpleNamespace(barrier=lambda: happened.append("met the others")),
+        state=State(update=7, saved=saved), stop_request=SimpleNamespace(time_limit=limit),
+    )  # fmt: skip
+    try:
+        Trainer._update_and_save(trainer, iter(()))
+    except Preempted as end:
+        happened.append("ended")
+        assert str(end).startswith("preempted: saved at update 7;") and (TIME_LIMIT in str(end)) is limit
+    assert happened == expected
+
+
+@pytest.mark.parametrize(("first", "seconds", "over"), [(True, 125, True), (True, 110, False), (False, 125, False)])
+def test_the_first_ranks_clock_says_when_to_save(first: bool, seconds: int, over: bool) -> None:
+    trainer: Any = SimpleNamespace(
+        ranks=SimpleNamespace(first=first), run=SimpleNamespace(save_minutes=2), _last_save=time.monotonic() - seconds
+    )
+    assert Trainer._save_minutes_are_over(trainer) is over
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "reason"), [(1, 9, "all epochs done"), (2, 2, "max_steps"), (2, 9, "stop_after")]
+)
+def test_the_last_weights_are_published_where_the_best_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, max_steps: int, reason: str
+) -> None:
+    published: list[tuple[Path, Path]] = []
+    monkeypatch.setattr("lucavirus.train.publish_model", lambda best, last, *_: published.append((best, last)))
+    monkeypatch.setattr("lucavirus.train.publish_history", lambda *_: None)
+    place = Checkpoints(tmp_path, {})
+    best, last = save_checkpoint(tmp_path / "best", 4, {}, {}), save_checkpoint(place.folder, 8, {}, {})
+    trainer: Any = SimpleNamespace(
+        state=State(update=2, best={"step": 4}), plan=Plan(8, 1, 1, 4, 0, epochs), checkpoints=place,
+        prepared=SimpleNamespace(name="full"), updater=SimpleNamespace(max_steps=max_steps),
+        run=SimpleNamespace(sequences_per_update=4), ranks=ALONE, model=torch.nn.Linear(2, 1),
+    )  # fmt: skip
+    Trainer.publish(trainer, tmp_path, tmp_path / "out")
+    (best / "state.json").unlink()
+    Trainer.publish(trainer, tmp_path, tmp_path / "out")
+    assert published == [(best, last), (last, last)]
+    assert json.loads((tmp_path / "out/training.json").read_text())["reason"] == reason
+
+
+def test_the_work_of_all_gpus_is_beside_the_peak_of_all() -> None:
+    window = [0.0] * len(STATISTICS)
+    window[PLACE["tokens"]], window[PLACE["squares"]] = 1e12, 1e14
+
+    def utilization(gpus: int) -> float:
+        trainer: Any = SimpleNamespace(
+            compute=SimpleNamespace(device_name="NVIDIA H100 80GB HBM3"), ranks=SimpleNamespace(world_size=gpus),
+            prepared=SimpleNamespace(architecture=ARCHITECTURE),
+        )  # fmt: skip
+        return Trainer._model_flops_utilization(trainer, window, 1.0) or 0.0
+
+    assert utilization(1) == pytest.approx(4 * utilization(4), rel=0.01) and utilization(4) > 0.1

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from lucavirus.checkpoint import damage, newest_complete, prune, read_state, save_checkpoint
+from lucavirus.checkpoint import damage, keep_only, newest_complete, prune, read_state, save_checkpoint
 from lucavirus.errors import UserError
 from lucavirus.state import Checkpoints
 
@@ -31,11 +33,27 @@ def test_comes_back_exactly(tmp_path: Path) -> None:
     assert sorted(path.name for path in newest.iterdir()) == ["b", "complete.json", "model.safetensors", "state.json"]
 
 
+def test_all_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Path | str] = []
+    rename = os.replace
+    monkeypatch.setattr("lucavirus.checkpoint.flush", done.append)
+    monkeypatch.setattr(
+        "lucavirus.checkpoint.os.replace", lambda source, target: (done.append("renamed"), rename(source, target))
+    )
+    _save(tmp_path, 5)
+    written = {tmp_path / "tmp-step-5" / path.name for path in (tmp_path / "step-5").iterdir()}
+    assert set(done[:-2]) == {tmp_path / "tmp-step-5", *written}
+    assert done[-2:] == ["renamed", tmp_path]
+
+
 def test_the_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
     _save(tmp_path, 9, 100, 20)
     assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-100"
+    (tmp_path / "step-9").rename(tmp_path / "step-900, a copy of mine")
+    _save(tmp_path, 9)
+    assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-100"
     prune(tmp_path, keep_last=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20", "step-900, a copy of mine"]
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "half-deleted", "no marker", "foreign"])
@@ -84,6 +102,8 @@ def test_a_fault_amid_replacing_a_checkpoint_keeps_it(tmp_path: Path, monkeypatc
         _save(tmp_path, 5)
     monkeypatch.undo()
     assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-5"
+    (tmp_path / "tmp-replaced-step-5").mkdir()  # a fault after both
+    assert newest_complete(tmp_path, pytest.fail) == tmp_path / "step-5"
     save_checkpoint(tmp_path, 5, FILES, "again")
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
     assert read_state(tmp_path / "step-5") == "again"  # type: ignore[comparison-overlap]
@@ -96,6 +116,12 @@ def test_one_of_each_stretch_is_kept_for_good(tmp_path: Path) -> None:
     assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [30, 60, 80, 90]
 
 
+def test_only_the_steps_that_are_spoken_of_are_kept(tmp_path: Path) -> None:
+    _save(tmp_path, 1, 2, 3, 4)
+    keep_only(tmp_path, {1, 3})
+    assert {path.name for path in tmp_path.iterdir()} == {"step-1", "step-3"}
+
+
 def test_nothing_is_removed_for_a_damaged_newest(tmp_path: Path) -> None:
     _save(tmp_path, 1, 2, 3)
     (tmp_path / "step-3/model.safetensors").write_bytes(b"")
@@ -103,11 +129,12 @@ def test_nothing_is_removed_for_a_damaged_newest(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_full_disk_keeps_the_older_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("I/O: No space left")])
+def test_a_full_disk_keeps_the_older_ones(tmp_path: Path, error: Exception) -> None:
     _save(tmp_path, 1)
 
     def full(_: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     with pytest.raises(UserError, match="step 2 could not be written: .*No space left"):
         save_checkpoint(tmp_path, 2, {**FILES, "c": full}, {})
@@ -124,12 +151,19 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
     usage.free = 50e6
     with pytest.raises(UserError, match="0.1 GB are needed for checkpoints"):
         Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
-    # What the run itself has there will be replaced; what was set aside stays.
-    for place, enough in (("set-aside/001/checkpoints/step-1", False), ("checkpoints/step-1", True)):
+    # What the run itself has there will be replaced; what was set aside, or is kept for good, stays.
+    for place, enough in (
+        ("set-aside/001/checkpoints/step-1", False), ("checkpoints/step-1", False), ("checkpoints/step-5", True),
+        ("best/step-1", True),
+    ):  # fmt: skip
+        for step in (2, 3, 4):
+            (tmp_path / f"checkpoints/step-{step}").mkdir(parents=True)
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "model.safetensors").write_bytes(bytes(12 * 10**6))
         with nullcontext() if enough else pytest.raises(UserError):
             Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
+        for folder in tmp_path.iterdir():
+            shutil.rmtree(folder)
 
 
 def test_a_disk_that_cannot_be_read_counts_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lucavirus.checkpoint import save_checkpoint
-from lucavirus.continuing import changed_settings, differences, rewind, set_aside
+from lucavirus.continuing import changed_settings, differences, forget_rewind, require_step, rewind, set_aside
+from lucavirus.errors import UserError
 
 FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights")}
 
@@ -20,13 +21,14 @@ def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
     assert set_aside(tmp_path, "a restart").name == "003"
 
 
-def test_checkpoints_are_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path / "checkpoints", 1, FILES, {})
-    (tmp_path / "metrics.jsonl").write_text("{}")
+def test_all_work_is_moved_and_checkpoints_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = {"best", "checkpoints", "metrics.jsonl", "non_finite.jsonl", "train.log", "tensorboard"}
+    for name in (*work, "lock"):
+        (tmp_path / name).mkdir()
     moved: list[str] = []
     monkeypatch.setattr("lucavirus.continuing.os.replace", lambda source, _: moved.append(Path(source).name))
     set_aside(tmp_path, "a restart")
-    assert moved[-1] == "checkpoints" and "metrics.jsonl" in moved
+    assert moved[-1] == "checkpoints" and set(moved) == work
 
 
 def test_going_back_keeps_the_best_weights_of_what_is_set_aside(tmp_path: Path) -> None:
@@ -39,6 +41,39 @@ def test_going_back_keeps_the_best_weights_of_what_is_set_aside(tmp_path: Path) 
     aside = tmp_path / "set-aside/001"
     assert [path.name for path in (aside / "best").iterdir()] == ["step-3"]
     assert [path.name for path in (aside / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_going_back_happens_once_until_a_start_goes_on(tmp_path: Path) -> None:
+    history = {"metrics.jsonl": "{}", "train.log": "said"}
+    for name, text in history.items():
+        (tmp_path / name).write_text(text)
+    for step in (2, 3):
+        save_checkpoint(tmp_path / "checkpoints", step, FILES, {})
+    assert rewind(tmp_path, 2) == f"back at step 2; later checkpoints are in {tmp_path}/set-aside/001"
+    for folder in (tmp_path, tmp_path / "set-aside/001"):
+        assert {name: (folder / name).read_text() for name in history} == history
+    for step in (9, 10):
+        save_checkpoint(tmp_path / "checkpoints", step, FILES, {})
+    keep_only(tmp_path / "checkpoints", {9, 10})
+    require_step(tmp_path, 2)
+    assert rewind(tmp_path, 2) == "went back to step 2 at an earlier start; going on"
+    forget_rewind(tmp_path)
+    for go_back in (require_step, rewind):
+        with pytest.raises(UserError, match="cannot go back to step 2: there is none(?s:.*)that are there: 9, 10$"):
+            go_back(tmp_path, 2)
+
+
+def test_nobody_goes_back_to_a_damaged_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 3):
+        save_checkpoint(tmp_path / "checkpoints", step, FILES, {})
+    (tmp_path / "checkpoints/step-2/model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot go back to step 2: model.safetensors is missing"):
+        rewind(tmp_path, 2)
+    assert (tmp_path / "checkpoints/step-3").exists()
+
+
+def test_what_is_new_and_what_is_gone_are_differences_too() -> None:
+    assert differences({"seed": 1, "gone": 2}, {"seed": 1, "new": 3}) == ["gone: 2 -> None", "new: None -> 3"]
 
 
 def test_a_change_is_one_since_the_newest_checkpoint_that_can_be_read(tmp_path: Path) -> None:

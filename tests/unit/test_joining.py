@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from lucavirus import start
-from lucavirus.distributed import joined
+from lucavirus.distributed import Ranks, Stopwatch, joined
 from lucavirus.errors import Preempted, UserError
 from lucavirus.model import LucaVirus
 from lucavirus.state import State
@@ -36,6 +37,47 @@ def test_ranks_wait_longer_for_one_another_than_by_default(group: list[Any]) -> 
     with joined("cpu") as ranks:
         assert (ranks.rank, ranks.world_size) == (1, 2)
     assert group == [("gloo", timedelta(hours=1)), "left"]
+
+
+def test_ranks_say_who_and_where_they_are(
+    group: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "SLURMD_NODENAME": "node7", "GLOO_SOCKET_IFNAME": "eth1", "MASTER_ADDR": "n1", "MASTER_PORT": "29"
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for announce, said in ((False, ""), (True, "rank 1 of 2 on node7: cpu, GLOO_SOCKET_IFNAME=eth1\n")):
+        with joined("cpu", announce=announce) as ranks:
+            assert not ranks.first and replace(ranks, rank=0).first
+        assert capsys.readouterr().err == said
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    told = "rank 1 of 2 on node7: could not join the other ranks at n1:29: timed out"
+    with pytest.raises(UserError, match=told), joined("cpu"):
+        pass
+
+
+def test_a_rank_has_the_gpu_of_its_number_on_its_node(group: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", group.append)
+    with joined() as ranks:
+        assert (ranks.rank, ranks.device) == (5, torch.device("cuda", 1))
+    assert group == [torch.device("cuda", 1), ("nccl", timedelta(hours=1)), "left"]
+
+
+def test_a_stopwatch_adds_up_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((0.0, 1.0, 5.0, 7.0))
+    monkeypatch.setattr("lucavirus.distributed.time.perf_counter", lambda: next(times))
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch:
+            pass
+    assert [watch.read(), watch.read()] == [3.0, 0.0]
 
 
 @pytest.mark.parametrize(("error", "left"), [(Preempted, True), (UserError, False), (RuntimeError, False)])
@@ -93,3 +135,5 @@ def test_the_size_of_packs_is_found_again_where_memory_may_differ(monkeypatch: p
     assert found(state, compiled=True, recomputation=True) == 1003
     assert found(state, compiled=True, recomputation=True, precision="bf16") == 1004
     assert [found(state, max_tokens_per_pack=64), found(state), found(state)] == [1005, 1006, 1006]
+    monkeypatch.setattr(Ranks, "least", lambda self, number: 0)  # another rank must search
+    assert found(state) == 1007

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from lucavirus.errors import UserError, run_stage
-from lucavirus.launch import Output, environment, program
+from lucavirus.errors import Preempted, UserError, run_stage
+from lucavirus.launch import PASSED_ON, Output, Watch, environment, program
+from lucavirus.node import node_command
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "workflow_scripts" / "launch.py"
 REPORT = "from lucavirus.errors import UserError, run_stage\n"
@@ -107,6 +111,12 @@ def test_an_error_that_a_full_disk_does_not_take_is_shown(
     monkeypatch.setenv("LUCAVIRUS_ERROR_FILE", "/dev/full")
     assert failing(UserError("full")) == 1
     assert capsys.readouterr() == ("", "error: full\n")
+
+
+def test_what_ranks_report_is_all_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUCAVIRUS_ERROR_FILE", str(tmp_path / "errors"))
+    assert [failing(UserError("full", where="disk")), failing(Preempted("preempted: saved"))] == [1, 75]
+    assert (tmp_path / "errors").read_text() == "error: disk: full\npreempted: saved\n"
 
 
 def test_a_bug_shows_its_traceback(start: Start, tmp_path: Path) -> None:
@@ -255,6 +265,13 @@ def test_torchrun_and_python_are_those_of_this_interpreter() -> None:
     assert program(["true", "torchrun"]) == ["true", "torchrun"]
 
 
+def test_torchrun_gives_its_ranks_the_time_that_saving_takes() -> None:
+    step = {"SLURM_NNODES": "2", "SLURM_NODEID": "1"}
+    words = ["--master-addr=n1", "--master-port=20007", "--nproc-per-node=3", "x.py"]
+    for command, granted in ((program(["torchrun", "x.py"]), 120), (node_command(words, step)[0], 900)):
+        assert f"--shutdown-timeout={granted}" in command[: command.index("x.py")]
+
+
 @pytest.mark.parametrize(
     ("words", "threads"),
     [
@@ -272,8 +289,11 @@ def test_ranks_share_the_cores_of_the_job(monkeypatch: pytest.MonkeyPatch, words
 
 def test_the_environment_finds_the_package_and_shadows_no_module(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", "theirs")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # of the user
     found = environment(["python"], Path("errors"))
+    assert (found["GOMP_SPINCOUNT"], found["LRU_CACHE_CAPACITY"]) == ("7", "32")
     assert found["PYTHONPATH"] == f"{root}{os.pathsep}theirs"
     assert (found["PYTHONSAFEPATH"], found["PYTHONUNBUFFERED"], found["LUCAVIRUS_ERROR_FILE"]) == ("1", "1", "errors")
     assert found["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
@@ -352,6 +372,17 @@ def test_the_child_is_told_to_stop_when_snakemake_dies(tmp_path: Path) -> None:
     assert (tmp_path / "got").read_text() == "15"
 
 
+def test_the_child_is_told_once_of_snakemakes_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second signal would disturb torchrun while its ranks save."""
+    told: list[int] = []
+    child: Any = SimpleNamespace(send_signal=told.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    watch = Watch(child, PASSED_ON, parent=-1)
+    watch.check()
+    watch.check()
+    assert told == [signal.SIGTERM]
+
+
 def test_the_child_is_told_to_stop_when_the_launcher_is_killed(start: Start, tmp_path: Path) -> None:
     process = start(counting(tmp_path))
     child = child_pid(tmp_path)
@@ -374,3 +405,108 @@ def test_no_process_outlives_the_child(start: Start, tmp_path: Path) -> None:
     assert run(start(text))[0] == 137
     assert not alive(child_pid(tmp_path))
     assert time.monotonic() - begin < 10
+
+
+def test_a_process_that_does_not_heed_the_end_is_killed(tmp_path: Path, root: Path) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    text = (
+        "import subprocess, sys\n"
+        "from lucavirus import launch\n"
+        "launch.GRACE_SECONDS = 0.2\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {deaf!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "launch._end_leftovers()"
+    )
+    subprocess.run([sys.executable, "-c", text], cwd=root, timeout=20, check=True)
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Job 7 of the workflow; what a stand-in of scontrol says of it, which ends the launcher that gives it back."""
+    says, folder = tmp_path / "says", tmp_path / "bin"
+    says.write_text("JobState=RUNNING EndTime=Unknown PreemptTime=None")
+    given_back = f"echo $2 >> {tmp_path}/given_back; kill -KILL $PPID"
+    folder.mkdir()
+    for name, text in (
+        ("scontrol", f"test $1 = requeue || exec cat {says}; {given_back}"),
+        ("srun", f'for script; do true; done; exec {sys.executable} "$script"'),
+    ):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("LUCAVIRUS_OWN_JOB", "1")
+    return says
+
+
+def given_back(tmp_path: Path) -> bool:
+    file = tmp_path / "given_back"
+    return file.exists() and file.read_text() == "7\n"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_after_a_crash_the_workflows_job_is_given_back_but_no_users(
+    start: Start, tmp_path: Path, job: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    if not own:
+        monkeypatch.delenv("LUCAVIRUS_OWN_JOB")
+    assert run(start("exit(3)"))[0] == (-signal.SIGKILL if own else 3)
+    assert given_back(tmp_path) is own
+    told = "failed (start 1 of 2 after a failure): Slurm job 7 waits in the queue again and goes on by itself\n"
+    assert (tmp_path / "log").read_text() == (told if own else "")
+
+
+@pytest.mark.parametrize(
+    ("sent", "preempted", "goes_on"),
+    [
+        (signal.SIGTERM, "None", False),
+        (signal.SIGINT, "None", False),
+        (signal.SIGHUP, "None", False),
+        (signal.SIGTERM, "2026-01-01T00:00:00", True),
+        (signal.SIGUSR1, "None", True),
+    ],
+)
+def test_srun_gets_the_one_signal_it_survives_and_the_job_goes_on_unless_someone_ended_it(
+    start: Start, tmp_path: Path, job: Path, sent: int, preempted: str, goes_on: bool
+) -> None:
+    job.write_text(f"JobState=RUNNING EndTime=Unknown PreemptTime={preempted}")
+    process = start(counting(tmp_path), "srun", "torchrun")
+    child_pid(tmp_path)
+    process.send_signal(sent)
+    assert run(process)[0] == (-signal.SIGKILL if goes_on else 5)
+    assert (tmp_path / "got").read_text() == str(int(signal.SIGUSR1))
+    assert given_back(tmp_path) is goes_on
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_training_that_has_not_ended_at_the_time_limit_is_given_back_or_ended(
+    start: Start, tmp_path: Path, job: Path, failures: int
+) -> None:
+    job.unlink()
+    os.mkfifo(job)
+    counted = {"job": "7", "checkpoint": [], "crashes": failures}
+    (tmp_path / "log.restarts").write_text(json.dumps(counted))
+    process = start(counting(tmp_path), "--guard", str(tmp_path / "work"), "python")
+    child = child_pid(tmp_path)
+    with job.open("w") as answer:  # who asks waits for it, until the child is there
+        job.unlink()
+        job.write_text("JobState=RUNNING EndTime=2020-01-01T00:00:00 PreemptTime=None")
+        answer.write(job.read_text())
+    status, screen = run(process)
+    if failures:
+        assert status == 1 and (tmp_path / "got").read_text() == str(int(signal.SIGTERM)) and not alive(child)
+    else:
+        assert status == -signal.SIGKILL
+        assert screen.startswith("the time limit came before all was saved (start 1 of 2 after a failure): Slurm job 7")
+    assert given_back(tmp_path) == (not failures)
+
+
+def test_no_other_stage_is_ended_before_its_time_limit(start: Start, tmp_path: Path, job: Path) -> None:
+    job.write_text("JobState=RUNNING EndTime=2020-01-01T00:00:00 PreemptTime=None")
+    assert run(start("exit(0)"))[0] == 0
+
+
+def test_a_stage_that_has_saved_tells_snakemake_so_whatever_torchruns_status(start: Start, tmp_path: Path) -> None:
+    text = "import os; open(os.environ['LUCAVIRUS_ERROR_FILE'], 'a').write('preempted: saved\\n'); exit({})"
+    assert run(start(text.format(1))) == (75, "preempted: saved\n")
+    assert run(start(text.format(0)))[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from lucavirus.errors import UserError
 from lucavirus.linear import is_ours
 from lucavirus.model import Architecture, LucaVirus
+from lucavirus.tasks import SUPERVISED
 from lucavirus.weights import import_weights
+from tests import tiny
 
 SMALL = Architecture(32, 2, 4, 20, {"gene_type": (8, 3), "prot_keyword": (6, 5)})
 
@@ -71,7 +74,9 @@ def test_configuration_comes_back() -> None:
     assert SMALL.to_json()["num_hidden_layers"] == 2 and SMALL.to_json()["gene_type_label_num"] == 3
 
 
-@pytest.mark.parametrize("layout", ["ours", "module", "pickle", "hugging_face", "hugging_face, tied"])
+@pytest.mark.parametrize(
+    "layout", ["ours", "module", "pickle", "hugging_face", "hugging_face, tied", "hugging_face, no decoder"]
+)
 def test_every_layout_is_read(tmp_path: Path, layout: str) -> None:
     source, target = LucaVirus(SMALL, seed=1), LucaVirus(SMALL, seed=2)
     weights = export_weights(source)
@@ -81,11 +86,14 @@ def test_every_layout_is_read(tmp_path: Path, layout: str) -> None:
         named = {_hugging_face(name): tensor for name, tensor in weights.items()}
         if layout == "hugging_face, tied":
             del named["lucavirus.embeddings.embed_tokens.weight"]
+        if layout == "hugging_face, no decoder":
+            del named["lm_head.decoder.weight"]
         save_file(named, tmp_path / "model.safetensors")
     else:
         prefix = "module." if layout == "module" else ""
         name = "pytorch.pth" if layout == "module" else "pytorch_model.bin"
-        torch.save({prefix + key: tensor for key, tensor in weights.items()}, tmp_path / name)
+        beside = {f"{prefix}layers.0.self_attn.rot_emb.inv_freq": torch.ones(4), "step": 5600000}
+        torch.save({prefix + key: tensor for key, tensor in weights.items()} | beside, tmp_path / name)
     found = import_weights(target, tmp_path)
     assert found.left == [] and found.unused == [] and len(found.taken) == len(weights)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in export_weights(target).items())
@@ -163,6 +171,9 @@ def test_a_config_that_is_none_is_refused_and_odd_heads_are_not_used(tmp_path: P
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config.json: is not a group of settings"):
         import_weights(LucaVirus(SMALL), tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json: is no JSON"):
+        import_weights(LucaVirus(SMALL), tmp_path)
     # Two heads, but not numbered as a list of two tasks is.
     odd = {name.replace("_list.1.", "_list.7."): tensor for name, tensor in tensors.items()}
     save_file(odd, tmp_path / "model.safetensors")
@@ -177,6 +188,26 @@ def test_a_folder_without_weights_and_a_pickled_module_are_refused(tmp_path: Pat
     torch.save(LucaVirus(SMALL), tmp_path / "pytorch.pth")
     with pytest.raises(UserError, match="cannot be read as weights"):
         import_weights(LucaVirus(SMALL), tmp_path)
+
+
+class Harm:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return os.mkdir, (self.folder,)
+
+
+def test_weights_run_no_code(tmp_path: Path) -> None:
+    torch.save({"embed_tokens.weight": torch.ones(39, 32), "x": Harm(tmp_path / "harm")}, tmp_path / "pytorch.pth")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        import_weights(LucaVirus(SMALL), tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_task_without_classes_has_no_head() -> None:
+    classes = dict.fromkeys(SUPERVISED, 0) | {"gene_type": 3}
+    assert list(Architecture.of(tiny.RUN, classes).heads) == ["gene_type"]
 
 
 def test_in_16_bits_on_a_cpu_products_are_torchs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from lucavirus import loader
 from lucavirus.dataset import classes_of
 from lucavirus.handover import AHEAD, Handed, Handover
 from lucavirus.loader import Batches, updates
@@ -130,3 +132,39 @@ def test_a_slot_that_was_used_again_too_early_is_noticed(batches: Batches, monke
     assert _content(handover.take(handed[1]).open(CPU)) == _content(batches.packs(1))
     with pytest.raises(AssertionError, match="used again too early"):
         handover.take(handed[0])
+
+
+def test_each_epoch_has_its_own_masks_and_sharded_ranks_as_many_packs(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packs that only make the numbers equal come first: they have nothing to hide the reduction behind."""
+    ranks = [replace(batches, rank=rank, world_size=3) for rank in range(3)]
+    later = batches.plan.updates_per_epoch
+    different = 0
+    for update in range(8):
+        numbers = [len(rank.packs(update)) for rank in ranks]
+        equal = [[len(pack.samples) for pack in replace(rank, equal_packs=True).packs(update)] for rank in ranks]
+        assert [len(found) for found in equal] == [max(numbers)] * 3
+        assert [found.count(0) for found in equal] == [max(numbers) - number for number in numbers]
+        assert all(0 not in found[found.count(0) :] for found in equal)
+        different += len(set(numbers)) > 1
+    assert different
+    epochs: list[int] = []
+    monkeypatch.setattr("lucavirus.loader.make_parcel", lambda *given: epochs.append(given[3]))
+    for update in (0, later - 1, later, 2 * later - 1):
+        batches[update]
+    assert epochs == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_packs_are_equal_in_number_where_parameters_are_divided(batches: Batches, parallel: str) -> None:
+    prepared: Any = SimpleNamespace(train=batches.dataset, run=batches.run, plan=batches.plan, classes={})
+    compute: Any = SimpleNamespace(capacity=258, parallel=parallel)
+    assert Batches.of(prepared, compute, tiny.ALONE).equal_packs is (parallel == "fsdp")
+
+
+def test_workers_heed_no_signal_that_asks_the_trainer_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    heeded = {}
+    monkeypatch.setattr(signal, "signal", heeded.__setitem__)
+    loader._begin(0)
+    assert heeded == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), signal.SIG_IGN)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,36 @@ def test_a_save_that_failed_is_told_once_by_what_comes_next(tmp_path: Path, monk
         with pytest.raises(UserError, match="no space"):
             again()
         place.finish()
+
+
+def test_what_is_saved_is_the_state_of_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, model, state = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1), State(update=1)
+    released, write = threading.Event(), checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *all_: (released.wait(10), write(*all_))[1])
+    place.save(1, model, make_optimizer(model, Run()), state, {}, Run())
+    state.update, state.window[0] = 2, 7.0
+    released.set()
+    place.finish()
+    assert read_state(place.at(1)) == State(update=1)
+
+
+def test_one_checkpoint_of_each_stretch_stays(tmp_path: Path) -> None:
+    place, model = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1)
+    for step in range(1, 6):
+        place.save(step, model, make_optimizer(model, Run()), State(), {}, Run(keep_last=1, keep_every=2))
+    place.finish()
+    assert {path.name for path in place.folder.iterdir()} == {"step-2", "step-4", "step-5"}
+
+
+def test_other_ranks_neither_write_nor_copy_nor_rename(tmp_path: Path) -> None:
+    place, model = Checkpoints(tmp_path, {}, writes=False), torch.nn.Linear(2, 1)
+    _save(place, 1, model)
+    place.save_best(model, {"step": 1})
+    place.finish()
+    assert list(tmp_path.iterdir()) == [] and place._copies == {}
+    place.at(2).mkdir(parents=True)
+    place.newest(replace(ALONE, rank=1), [])
+    assert place.at(2).exists()
 
 
 def test_best_weights_stay_while_a_checkpoint_speaks_of_them(tmp_path: Path) -> None:

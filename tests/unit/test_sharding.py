@@ -11,7 +11,7 @@ import torch
 from lucavirus.attention import FLASH_2, FLASH_4, PLAIN
 from lucavirus.compute import Compute
 from lucavirus.distributed import Ranks
-from lucavirus.model import Architecture, LucaVirus
+from lucavirus.model import Architecture, Layer, LucaVirus
 from lucavirus.sharding import obstacle_to_compiling, place
 from tests import tiny
 
@@ -62,6 +62,17 @@ def test_where_layers_are_compiled(
     assert [layer._compiled_call_impl is not None for layer in model.layers] == [compiled] * 2
     said = "warning: rank 3 does not compile its layers, and is slower: there is no C compiler (gcc or clang)"
     assert (said in capsys.readouterr().err) is (compile_ == "auto" and not gcc)
+
+
+@pytest.mark.parametrize("recomputation", [True, False])
+def test_a_model_is_placed_as_the_run_says(recomputation: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: list[dict[str, bool]] = []
+    monkeypatch.setattr(Layer, "compile", lambda self, **words: how.append(words))
+    model, there = LucaVirus(Architecture(16, 2, 2, 34, {})), torch.device("meta")
+    run = tiny.RUN.model_copy(update={"compile": "on", "recomputation": recomputation})
+    place(model, run, Compute(there, torch.float32, 34, 34, attention=PLAIN), Ranks(0, 1, there))
+    assert model.recomputation is recomputation and how == [{"dynamic": True}] * 2
+    assert all(parameter.device == there for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("compile_", "compiled"), [("auto", False), ("on", True)])

@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 
 from lucavirus import restarts, slurm
 from lucavirus.errors import TIME_LIMIT, UserError
-from lucavirus.node import node_command
+from lucavirus.launch import TORCHRUN
+from lucavirus.node import main, node_command
 from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
 from lucavirus.slurm import FIRST_PORT, PORTS, Job, meeting_point, parse_trainings
 
@@ -50,6 +53,27 @@ def test_crashes_without_progress_come_to_an_end(tmp_path: Path, requeued: list[
     for _ in range(5):
         job.follow_up(Ending.CRASHED, lambda text: None)
     assert requeued == ["7", "7"]
+    Restarts(tmp_path / "count", None, "8").follow_up(Ending.CRASHED, lambda text: None)
+    assert requeued == ["7", "7", "8"]
+    job.follow_up(Ending.DONE, lambda text: None)
+    assert not (tmp_path / "count").exists()
+
+
+def test_who_has_given_a_job_back_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake would take the exit of a job that Slurm has not ended yet for a failure."""
+    happened: list[Any] = []
+    monkeypatch.setattr(slurm, "requeue", happened.append)
+    monkeypatch.setattr(restarts.time, "sleep", happened.append)
+    job = Restarts(tmp_path / "count", None, "7")
+    job.follow_up(Ending.TIME_LIMIT, lambda text: None)
+    assert happened == ["7", 300]
+
+    def refused(number: str) -> None:
+        raise UserError("requeueing is disabled", where="scontrol")
+
+    monkeypatch.setattr(slurm, "requeue", refused)
+    job.follow_up(Ending.TIME_LIMIT, happened.append)
+    assert happened[3:] == ["error: the job could not be given back to the queue: scontrol: requeueing is disabled"]
 
 
 def test_the_time_limit_never_counts_and_others_end(tmp_path: Path, requeued: list[str]) -> None:
@@ -115,6 +139,56 @@ def test_a_node_starts_a_process_for_each_gpu_it_got() -> None:
     )
     assert variables["OMP_NUM_THREADS"] == "6"
     assert "--nproc-per-node=3" in node_command(words, step)[0]
+    few = {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "2"}
+    assert node_command(words, step | few)[1]["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_node_becomes_a_torchrun_that_passes_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: became.extend(given))
+    monkeypatch.setattr(sys, "argv", ["node", "--master-addr=n1", "--master-port=1", "--nproc-per-node=2", "train.py"])
+    for name, value in {"NNODES": "2", "NODEID": "0", "CPUS_PER_TASK": "6", "GPUS_ON_NODE": ""}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    main()
+    program, command, variables = became
+    assert command[: len(TORCHRUN) + 1] == [program, *TORCHRUN]
+    assert (variables["OMP_NUM_THREADS"], variables["SLURM_NNODES"]) == ("3", "2")
+
+
+def test_srun_starts_our_program_on_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    host, port = meeting_point("12345")
+    meeting = ["--master-addr", host, "--master-port", str(port)]
+    command = slurm.across_nodes(["srun", "--wait=60", "torchrun", "--nproc-per-node=2", "train.py"], "python3")
+    assert command == [
+        *("srun", "--wait=60", "python3", "-m", "lucavirus.node"), *meeting, "--nproc-per-node=2", "train.py"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("says", "preempted", "ends"),
+    [
+        ("PreemptTime=None EndTime=2026-01-02T03:04:05", False, datetime(2026, 1, 2, 3, 4, 5).timestamp()),
+        ("PreemptTime=2026-01-02T03:04:05 EndTime=Unknown", True, float("inf")),
+        ("PreemptTime=N/A", False, float("inf")),
+        ("", False, float("inf")),
+    ],
+)
+def test_what_scontrol_says_of_a_job(monkeypatch: pytest.MonkeyPatch, says: str, preempted: bool, ends: float) -> None:
+    monkeypatch.setattr(slurm, "_ask", lambda *_: f"JobId=7 Comment=a=b c {says} StartTime=2025-01-01T00:00:00\n")
+    assert slurm.fields("7")["Comment"] == "a=b"
+    assert (slurm.being_preempted("7"), slurm.end_time("7")) == (preempted, ends)
+
+
+def test_a_command_that_fails_or_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = program(tmp_path / "bin/scontrol", "echo 'Invalid job id' >&2; exit 1")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
+    with pytest.raises(UserError, match="^scontrol --oneliner show job 7: Invalid job id$"):
+        slurm.fields("7")
+    program(folder / "scontrol", "exec sleep 20")
+    monkeypatch.setattr(slurm, "_QUERY_SECONDS", 0.1)
+    with pytest.raises(UserError, match=r"scontrol: no answer within 0\.1 s"):
+        slurm.fields("7")
 
 
 def test_without_slurm_nobody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +209,7 @@ def program(file: Path, text: str) -> Path:
 def test_a_controller_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0.01)
     asked = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2 || exit 1"
-    folder = program(tmp_path / "bin/squeue", f"{asked}; echo '7|RUNNING|node1'")
+    folder = program(tmp_path / "bin/squeue", f"{asked}; echo '6|PENDING|'; echo '7|RUNNING|node1'")
     monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
     assert slurm.living("7") == Job("7", "RUNNING", "node1")
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 0.0)
@@ -211,9 +285,12 @@ def test_a_controller_that_is_away_at_the_last_call_is_asked_again(monkeypatch: 
 def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     states = iter(["COMPLETING", "RUNNING"])
+    monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0.0)
 
     def answer(*words: str) -> str:
         asked.append(words)
+        if len(asked) in (1, 3):  # the controller is away for a moment
+            raise UserError("no answer")
         return f"JobId=7 JobState={next(states)} Comment=x" if words[:2] == ("scontrol", "--oneliner") else ""
 
     monkeypatch.setattr(slurm, "_ask", answer)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lucavirus.checkpoint import save_checkpoint
-from lucavirus.config import Run
-from lucavirus.start import _arrange, _early_end
-from lucavirus.state import Checkpoints
+from lucavirus.config import Run, Settings, StopAfter
+from lucavirus.continuing import differences
+from lucavirus.errors import UserError
+from lucavirus.model import LucaVirus
+from lucavirus.plan import Plan
+from lucavirus.prepare import prepare
+from lucavirus.start import Started, _arrange, _early_end, _first_state, start
+from lucavirus.state import Checkpoints, State
+from tests import tiny
 
 AUTO = Run(max_epochs=12, max_steps="auto", final_learning_rate=1e-5)
 GIVEN = Run(max_epochs=12, max_steps=30, warmup_steps=0)
@@ -37,3 +46,122 @@ def test_a_restart_of_what_has_not_changed_is_told_and_sets_nothing_aside(tmp_pa
         f"restart: no setting has changed since {newest}; to train it again all the same, move {tmp_path} away"
     )
     assert newest.exists() and not (tmp_path / "set-aside").exists()
+
+
+def test_going_back_is_forgotten_by_a_start_that_goes_on(tmp_path: Path) -> None:
+    prepared: Any = SimpleNamespace(fingerprint={})
+    place = Checkpoints(tmp_path, {})
+    told = []
+    for back_to in (4, 4, None, 4):
+        if back_to is None or not told:
+            for step in (4, 8):
+                save_checkpoint(place.folder, step, {}, {"fingerprint": {}})
+        told.append([text.split(";")[0] for text in _arrange(prepared, place, False, back_to)])
+    assert told == [["back at step 4"], ["went back to step 4 at an earlier start"], [], ["back at step 4"]]
+
+
+@pytest.mark.parametrize(("step", "update"), [(1, 1), (8, 2), (9, 3), (50, 13), (51, 14), (100, 26), (101, 26)])
+def test_original_weights_go_on_at_the_first_update_that_does_not_repeat_a_step(step: int, update: int) -> None:
+    prepared: Any = SimpleNamespace(plan=Plan(100, 2, 1, 4, 0, 2))
+    place: Any = SimpleNamespace(folder="work")
+    assert _first_state(prepared, step, "theirs", place) == State(update=update, first=update)
+    with pytest.raises(UserError, match=f"work: there is no checkpoint of step {step}"):
+        _first_state(prepared, step, None, place)
+
+
+@pytest.mark.parametrize(
+    ("planned", "max_steps", "stop", "last"), [(9, 8, None, 8), (8, 9, None, 8), (9, 8, 7, 7), (7, 9, 8, 7)]
+)
+def test_the_last_update_is_that_of_the_first_end(planned: int, max_steps: int, stop: int | None, last: int) -> None:
+    run, plan = Run(stop_after=StopAfter(updates=stop)), SimpleNamespace(updates=planned)
+    parts: list[Any] = [SimpleNamespace(run=run, plan=plan), SimpleNamespace(max_steps=max_steps)]
+    started = Started(parts[0], tiny.ALONE, *[None] * 3, parts[1])  # type: ignore[arg-type]
+    assert started.last_update == last
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_project(tmp_path_factory.mktemp("start"))
+
+
+def begun(project: Path, work: Path, changes: dict[str, Any], **words: Any) -> Started:
+    settings = Settings.model_validate_json(project.read_text())
+    runs = {"full": settings.runs["full"].model_copy(update=changes)}
+    work.mkdir(exist_ok=True)
+    started = start(settings.model_copy(update={"runs": runs, **words}), "full", project.parent, work, tiny.ALONE)
+    started.history.close()
+    return started
+
+
+def test_a_start_goes_on_where_the_checkpoint_stood(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(Checkpoints, "require_space", lambda self, model, keep_last: kept.append(keep_last))
+    first = begun(project, tmp_path, {"keep_last": 5})
+    assert kept == [5] and (first.state.update, first.updater.max_steps) == (0, 200)
+    optimizer, model, run = first.updater.optimizer, first.updater.model, first.prepared.run
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    first.state.update, first.state.resolved["max_steps"] = 3, 77
+    first.checkpoints.save(12, model, optimizer, first.state, first.prepared.fingerprint, run)
+    first.checkpoints.finish()
+    # Neither what is said of other runs nor original weights, which it has left behind.
+    for words in (
+        {"run": "other", "trained_checkpoint": 99, "restart": "other"},
+        {"run": "full", "trained_checkpoint": 8, "model_dirpath": "theirs"},
+    ):
+        again = begun(project, tmp_path, {}, **words)
+        assert (again.state.update, again.updater.max_steps) == (3, 77)
+        for one, other in zip(model.parameters(), again.updater.model.parameters(), strict=True):
+            moments, found = optimizer.state[one], again.updater.optimizer.state[other]
+            assert torch.equal(one, other) and torch.equal(moments["exp_avg"], found["exp_avg"])
+    with pytest.raises(UserError, match="trained so far with other settings"):
+        begun(project, tmp_path, {"seed": 5}, restart="other")
+
+
+def test_weights_named_on_the_command_line_go_before_those_of_the_run(project: Path, tmp_path: Path) -> None:
+    architecture = begun(project, tmp_path / "none", {}).prepared.architecture
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        tensors = {name: tensor.clone() for name, tensor in LucaVirus(architecture, seed).state_dict().items()}
+        save_file(tensors, tmp_path / str(seed) / "model.safetensors")
+    of_run = {"model_dirpath": str(tmp_path / "1")}
+    words = {"run": "full", "model_dirpath": str(tmp_path / "2"), "trained_checkpoint": 8}
+    for work, said, seed, update in (("a", {}, 1, 0), ("b", words, 2, 2)):
+        started = begun(project, tmp_path / work, of_run, **said)
+        assert started.state.update == update
+        wanted = LucaVirus(architecture, seed).layers[0].fc1.weight
+        assert torch.equal(started.updater.model.layers[0].fc1.weight, wanted)
+
+
+def test_what_gives_a_run_its_meaning(project: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(project.parent, tmp_path / "data"))
+    before = prepare("full", tiny.RUN, data)
+    assert tiny.RUN.meaning().items() <= before.fingerprint.items()
+    splits = (before.train, before.dev, before.test)
+    assert before.fingerprint["sequences and labels"] == [each for split in splits for each in split.fingerprint]
+    names = data / "vocabularies/gene_type.txt"
+    first, second, *rest = names.read_text().splitlines()
+    names.write_text("\n".join([first + second[0], second[1:], *rest]) + "\n")
+    (changed,) = differences(before.fingerprint, prepare("full", tiny.RUN, data).fingerprint)
+    assert changed.startswith("vocabulary of gene_type: ")
+    # The task stays configured, and so do the mask tasks, which have no vocabulary.
+    names.write_text("")
+    after = prepare("full", tiny.RUN, data)
+    assert after.dropped == ("gene_type",) and set(tiny.RUN.tasks) - set(after.run.tasks) == {"gene_type"}
+    (changed,) = differences(before.fingerprint, after.fingerprint)
+    assert changed.startswith("vocabulary of gene_type: ") and changed.endswith(" -> None")
+    with pytest.raises(UserError, match="no task of run full has a label"):
+        prepare("full", tiny.RUN.model_copy(update={"tasks": ("gene_type",)}), data)
+
+
+@pytest.mark.parametrize(("last_rate", "steps"), [(1e-9, 116), (0.0015, 230)])
+def test_the_schedule_ends_at_the_last_rate_but_not_before_the_epochs(
+    project: Path, last_rate: float, steps: int
+) -> None:
+    auto = {"max_steps": "auto", "final_learning_rate": last_rate}
+    prepared = prepare("full", tiny.RUN.model_copy(update=auto), project.parent)
+    assert prepared.plan.updates == 116 and prepared.max_steps() == pytest.approx(steps, abs=1 if steps > 116 else 0)
+    assert prepare("full", tiny.RUN, project.parent).max_steps() == 200
