@@ -146,3 +146,8 @@ def test_the_work_of_all_gpus_is_beside_the_peak_of_all() -> None:
         return Trainer._model_flops_utilization(trainer, window, 1.0) or 0.0
 
     assert utilization(1) == pytest.approx(4 * utilization(4), rel=0.01) and utilization(4) > 0.1
+
+
+def test_records_are_due_where_steps_and_updates_meet() -> None:
+    trainer: Any = SimpleNamespace(run=SimpleNamespace(gradient_accumulation_steps=4), _at_interval=lambda steps: steps)
+    assert Trainer._log_is_due(trainer, 6) == 12
