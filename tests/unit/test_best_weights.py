@@ -151,3 +151,29 @@ def test_the_work_of_all_gpus_is_beside_the_peak_of_all() -> None:
 def test_records_are_due_where_steps_and_updates_meet() -> None:
     trainer: Any = SimpleNamespace(run=SimpleNamespace(gradient_accumulation_steps=4), _at_interval=lambda steps: steps)
     assert Trainer._log_is_due(trainer, 6) == 12
+
+
+@pytest.mark.parametrize(
+    ("index", "done", "evaluated", "saved", "old", "expected"),
+    [
+        (1, True, 0, 0, False, ["evaluated", "saved as due"]),  # `stop_after` amid an epoch
+        (1, True, 3, 0, True, ["saved as due"]),
+        (0, False, 0, 0, True, ["saved", "evaluated"]),
+        (0, False, 3, 0, True, []),
+        (1, False, 0, 0, True, []),
+        (1, True, 3, 3, True, []),
+    ],
+)
+def test_what_is_due_between_updates(
+    index: int, done: bool, evaluated: int, saved: int, old: bool, expected: list[str]
+) -> None:
+    happened: list[str] = []
+    trainer: Any = SimpleNamespace(
+        state=State(update=3, evaluated=evaluated, saved=saved), done=done, ranks=ALONE,
+        plan=SimpleNamespace(position=lambda _: SimpleNamespace(index=index)), run=SimpleNamespace(save_steps=1),
+        _last_save=time.monotonic() - 100 * old, _at_interval=lambda _: False,
+        _save=lambda scheduled: happened.append("saved as due" if scheduled else "saved"),
+        _evaluate=lambda: happened.append("evaluated"),
+    )  # fmt: skip
+    Trainer._boundary(trainer)
+    assert happened == expected
