@@ -70,7 +70,8 @@ def _evaluate(model: LucaVirus, labels: Path, run: Run, data: Path, split: str, 
     if changed:
         raise UserError(f"the label vocabularies of {', '.join(changed)} have changed since the model was trained",
                         hint="train the run again under a new name, or bring the old labels back")  # fmt: skip
-    dataset = Dataset(data, run.molecules, split, run.model.max_length, tuple(classes))
+    tasks = [task for task in run.tasks if task in classes]
+    dataset = Dataset(data, run.molecules, split, run.model.max_length, tasks)
     if not len(dataset):
         return None
     compute = make_compute(run, ranks.device).with_capacity(evaluation_capacity(model.architecture, run, ranks.device))

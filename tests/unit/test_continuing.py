@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lucavirus.checkpoint import save_checkpoint
+from lucavirus.checkpoint import keep_only, save_checkpoint
 from lucavirus.continuing import changed_settings, differences, forget_rewind, require_step, rewind, set_aside
 from lucavirus.errors import UserError
 

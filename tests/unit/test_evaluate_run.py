@@ -33,8 +33,8 @@ def test_renamed_classes_are_refused_though_their_number_is_the_same(tmp_path: P
         _evaluate(LucaVirus(ARCHITECTURE), labels, RUN, tmp_path, "dev", ALONE)
 
 
-@pytest.mark.parametrize(("samples", "scored"), [([0], (("gene_mask", "gene_type"), CLASSES, True)), ([], None)])
-def test_masks_and_the_tasks_of_the_model_are_scored(
+@pytest.mark.parametrize(("samples", "scored"), [([0], (CLASSES, True)), ([], None)])
+def test_labels_are_read_of_the_tasks_that_the_model_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: list[int], scored: Any
 ) -> None:
     labels, opened = _vocabularies(tmp_path / "labels"), []
@@ -42,11 +42,11 @@ def test_masks_and_the_tasks_of_the_model_are_scored(
     monkeypatch.setattr("lucavirus.evaluate_run.Dataset", lambda *asked: opened.append(asked) or samples)
     monkeypatch.setattr(
         "lucavirus.evaluate_run.evaluate_split",
-        lambda _, __, run, classes, *___, metrics, **____: (run.tasks, classes, metrics),
+        lambda _, __, ___, classes, *____, metrics, **_____: (classes, metrics),
     )
     run = RUN.model_copy(update={"tasks": ("gene_mask", "gene_type", "prot_homo")})
     assert _evaluate(LucaVirus(ARCHITECTURE), labels, run, tmp_path, "test", ALONE) == scored
-    assert opened == [(tmp_path, RUN.molecules, "test", 400, ("gene_mask", "gene_type"))]
+    assert opened == [(tmp_path, RUN.molecules, "test", 400, ["gene_type"])]
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", '{"hidden_size": 16}', "no json"])

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from lucavirus.errors import UserError
 from lucavirus.linear import is_ours
 from lucavirus.model import Architecture, LucaVirus
-from lucavirus.tasks import SUPERVISED
 from lucavirus.weights import import_weights
 from tests import tiny
 
@@ -206,8 +205,8 @@ def test_weights_run_no_code(tmp_path: Path) -> None:
 
 
 def test_a_task_without_classes_has_no_head() -> None:
-    classes = dict.fromkeys(SUPERVISED, 0) | {"gene_type": 3}
-    assert list(Architecture.of(tiny.RUN, classes).heads) == ["gene_type"]
+    assert Architecture.of(tiny.RUN, {"gene_type": 3}).heads == {"gene_type": (8, 3)}
+    assert Architecture.of(tiny.RUN.model_copy(update={"tasks": ("gene_mask",)}), {"gene_type": 3}).heads == {}
 
 
 def test_in_16_bits_on_a_cpu_products_are_torchs() -> None:

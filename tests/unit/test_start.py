@@ -146,22 +146,20 @@ def test_what_gives_a_run_its_meaning(project: Path, tmp_path: Path) -> None:
     first, second, *rest = names.read_text().splitlines()
     names.write_text("\n".join([first + second[0], second[1:], *rest]) + "\n")
     (changed,) = differences(before.fingerprint, prepare("full", tiny.RUN, data).fingerprint)
-    assert changed.startswith("vocabulary of gene_type: ")
+    assert changed == "vocabulary of gene_type: changed"
     # The task stays configured, and so do the mask tasks, which have no vocabulary.
     names.write_text("")
     after = prepare("full", tiny.RUN, data)
     assert after.dropped == ("gene_type",) and set(tiny.RUN.tasks) - set(after.run.tasks) == {"gene_type"}
     (changed,) = differences(before.fingerprint, after.fingerprint)
-    assert changed.startswith("vocabulary of gene_type: ") and changed.endswith(" -> None")
+    assert changed == "vocabulary of gene_type: changed"
     with pytest.raises(UserError, match="no task of run full has a label"):
         prepare("full", tiny.RUN.model_copy(update={"tasks": ("gene_type",)}), data)
 
 
-@pytest.mark.parametrize(("last_rate", "steps"), [(1e-9, 116), (0.0015, 230)])
-def test_the_schedule_ends_at_the_last_rate_but_not_before_the_epochs(
-    project: Path, last_rate: float, steps: int
-) -> None:
+@pytest.mark.parametrize(("last_rate", "steps"), [(1e-9, 116), (0.0015, 232)])
+def test_the_schedule_ends_at_the_last_rate(project: Path, last_rate: float, steps: int) -> None:
     auto = {"max_steps": "auto", "final_learning_rate": last_rate}
     prepared = prepare("full", tiny.RUN.model_copy(update=auto), project.parent)
-    assert prepared.plan.updates == 116 and prepared.max_steps() == pytest.approx(steps, abs=1 if steps > 116 else 0)
+    assert prepared.plan.updates == 116 and prepared.max_steps() == steps
     assert prepare("full", tiny.RUN, project.parent).max_steps() == 200
