@@ -126,6 +126,7 @@ def environment(command: Sequence[str], errors: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), path] if path else [str(ROOT)]),
         "PYTHONSAFEPATH": "1",  # a script must not shadow a module of the standard library
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # what stages leave each other is UTF-8, whatever the user's locale
         "LUCAVIRUS_ERROR_FILE": str(errors),
         **dict.fromkeys(THREAD_VARIABLES, threads),
         **{name: value for name, value in TUNING.items() if name not in os.environ},

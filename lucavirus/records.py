@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lucavirus import alphabet
 from lucavirus.batches import Batch, Record, to_batch
@@ -29,13 +30,13 @@ def read_csv(unit: Unit) -> Iterator[Record]:
     Raises UserError on a file or row that is broken; the text of obj_label is not looked at.
     """
     csv.field_size_limit(sys.maxsize)
-    columns, body = _csv_header(unit.file)
-    if unit.start == 0 and not any(line.strip() for _, line in _lines(Unit(unit.file), body)):
+    header = _csv_header(unit.file)
+    if unit.start == 0 and not any(line.strip() for _, line in _lines(Unit(unit.file), header.end)):
         raise UserError("has a header but no rows", where=unit.file, hint="take it out of `files` or fill it")
     letters = {molecule: LettersCheck(unit.file, molecule, "obj_type says {}", _TYPE_HINT) for molecule in MOLECULES}
-    for offset, line in _lines(unit, max(unit.start, body)):
+    for offset, line in _lines(unit, max(unit.start, header.end)):
         if line.strip():
-            yield _csv_record(unit.file, offset, line, columns, letters)
+            yield _csv_record(unit.file, offset, line, header, letters)
     for check in letters.values():
         check.judge()
 
@@ -53,8 +54,16 @@ def _lines(unit: Unit, start: int) -> Iterator[tuple[int, bytes]]:
             offset += len(line) + 1
 
 
-def _csv_header(file: str) -> tuple[dict[str, int], int]:
-    """Position of each column (and under "" their number), and the offset of the first row."""
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The first line of a CSV: the position of each of our columns, how many there are, the offset of the first row."""
+
+    columns: dict[str, int]
+    count: int
+    end: int
+
+
+def _csv_header(file: str) -> _Header:
     offset, line = next(_lines(Unit(file), 0), (0, b""))
     names = [name.strip() for name in _fields(file, offset, line)] if line.strip() else []
     missing = [name for name in CSV_COLUMNS if names.count(name) != 1]
@@ -62,7 +71,7 @@ def _csv_header(file: str) -> tuple[dict[str, int], int]:
         hint = f"the first line must be {','.join(CSV_COLUMNS)} (any order; further columns are not read)"
         what = f"the header must have the column {', '.join(missing)} once" if names else "is empty: there is no header"
         raise UserError(what, where=f"{file}:1", hint=hint)
-    return {**{name: names.index(name) for name in CSV_COLUMNS}, "": len(names)}, offset + len(line) + 1
+    return _Header({name: names.index(name) for name in CSV_COLUMNS}, len(names), offset + len(line) + 1)
 
 
 def _fields(file: str, offset: int, line: bytes) -> list[str]:
@@ -73,14 +82,12 @@ def _fields(file: str, offset: int, line: bytes) -> list[str]:
         raise mistake(file, offset, f"malformed row ({error})", hint) from None
 
 
-def _csv_record(
-    file: str, offset: int, line: bytes, columns: dict[str, int], letters: dict[Molecule, LettersCheck]
-) -> Record:
+def _csv_record(file: str, offset: int, line: bytes, header: _Header, letters: dict[Molecule, LettersCheck]) -> Record:
     fields = _fields(file, offset, line)
-    if len(fields) != columns[""]:
-        what = f"the row has {len(fields)} fields, the header has {columns['']}"
+    if len(fields) != header.count:
+        what = f"the row has {len(fields)} fields, the header has {header.count}"
         raise mistake(file, offset, what, "quote a field that holds commas; each row must be one line")
-    name, kind, sequence, labels = (fields[columns[column]].strip() for column in CSV_COLUMNS)
+    name, kind, sequence, labels = (fields[header.columns[column]].strip() for column in CSV_COLUMNS)
     if not name:
         raise mistake(file, offset, "the row has no obj_id", "give each sequence an id")
     if kind not in MOLECULES:

@@ -114,8 +114,8 @@ def fields(number: str) -> dict[str, str]:
 
 
 def being_preempted(number: str) -> bool:
-    """True when Slurm is about to take a job's nodes away for a more urgent one."""
-    return fields(number).get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+    """True when Slurm is about to take a job's nodes away for a more urgent one; waits for an answer."""
+    return _patiently(lambda: fields(number)).get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
 
 
 def end_time(number: str) -> float:

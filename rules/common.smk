@@ -57,13 +57,18 @@ def source_files(*names) -> list[str]:
     return list(dict.fromkeys(file for name in names for file in (*SOURCES[name].files, *SOURCES[name].annotations)))
 
 
-def datasets(run) -> list[str]:
-    """The data sets that a run reads; an error, before any job starts, where the run is not what it was."""
-    settings, work = SETTINGS.runs[run], Path("work", SETTINGS.project, run)
-    changed = changed_settings(work, settings.meaning())
+def refuse_changed(run) -> None:
+    """An error, before any job starts, where a run is not what it was trained as so far."""
+    work = Path("work", SETTINGS.project, run)
+    changed = changed_settings(work, SETTINGS.runs[run].meaning())
     if changed and SETTINGS.restart != run:
         raise ConfigurationError(str(refusal(work, changed)))
-    molecules = SETTINGS.runs[run].molecules
+
+
+def datasets(wildcards) -> list[str]:
+    """The data sets that a run reads, which must be the one that it was."""
+    refuse_changed(wildcards.run)
+    molecules = SETTINGS.runs[wildcards.run].molecules
     return expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=molecules, split=SPLITS)
 
 

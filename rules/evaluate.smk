@@ -7,7 +7,7 @@ rule evaluate:
     """Measure the loss and metrics of each task on the dev and test sets, beside the best constant answer."""
     input:
         shards=rules.tokenize.input,
-        datasets=lambda wildcards: datasets(wildcards.run),
+        datasets=datasets,
         model=rules.train.output.model,
         training=rules.train.output.training,
     output:

@@ -9,7 +9,7 @@ rule train:
     input:
         vocabularies=rules.vocabularies.output,
         shards=rules.tokenize.input,
-        datasets=lambda wildcards: datasets(wildcards.run),
+        datasets=datasets,
         weights=weights_to_begin_with,
     output:
         model=directory("results/<project>/runs/{run}/model"),

@@ -289,13 +289,14 @@ def test_ranks_share_the_cores_of_the_job(monkeypatch: pytest.MonkeyPatch, words
 
 def test_the_environment_finds_the_package_and_shadows_no_module(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", "theirs")
-    for name in ("OMP_NUM_THREADS", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "LRU_CACHE_CAPACITY"):
+    for name in ("OMP_NUM_THREADS", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONUTF8", "LRU_CACHE_CAPACITY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # of the user
     found = environment(["python"], Path("errors"))
     assert (found["GOMP_SPINCOUNT"], found["LRU_CACHE_CAPACITY"]) == ("7", "32")
     assert found["PYTHONPATH"] == f"{root}{os.pathsep}theirs"
-    assert (found["PYTHONSAFEPATH"], found["PYTHONUNBUFFERED"], found["LUCAVIRUS_ERROR_FILE"]) == ("1", "1", "errors")
+    assert [found[f"PYTHON{name}"] for name in ("SAFEPATH", "UNBUFFERED", "UTF8")] == ["1", "1", "1"]
+    assert found["LUCAVIRUS_ERROR_FILE"] == "errors"
     assert found["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
 
 

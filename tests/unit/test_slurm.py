@@ -180,6 +180,19 @@ def test_what_scontrol_says_of_a_job(monkeypatch: pytest.MonkeyPatch, says: str,
     assert (slurm.being_preempted("7"), slurm.end_time("7")) == (preempted, ends)
 
 
+def test_a_preempted_job_is_given_back_though_the_controller_is_away_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([UserError("away"), UserError("away")])
+    monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0)
+
+    def ask(*_: str) -> str:
+        if error := next(answers, None):
+            raise error
+        return "PreemptTime=2026-01-02T03:04:05"
+
+    monkeypatch.setattr(slurm, "_ask", ask)
+    assert slurm.being_preempted("7")
+
+
 def test_a_command_that_fails_or_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = program(tmp_path / "bin/scontrol", "echo 'Invalid job id' >&2; exit 1")
     monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
