@@ -7,18 +7,16 @@ import glob
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from lucavirus.config import Model, Run, Settings, StopAfter
 from lucavirus.config_data import Source, Split, Tokenize
+from lucavirus.config_lines import Location, locate, repeated
 from lucavirus.errors import UserError, close_to
-
-Location = tuple[str | int, ...]
 
 _GROUPS: dict[str, type[BaseModel]] = {
     "sources": Source, "split": Split, "tokenize": Tokenize, "model": Model,
@@ -34,7 +32,7 @@ def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Colle
     `files` are the YAML files it came from (for line numbers), `made` the inputs that a rule makes.
     Raises one UserError that lists every mistake.
     """
-    problems = [(where, f"{text} of {file}") for file in files for where, text in _repeated(_composed(file))]
+    problems = [found for file in files for found in repeated(file)]
     complete = _expand_files(_complete_runs(raw, problems), made, problems)
     problems += [_explain(detail, raw) for detail in _mistakes(complete)]
     if problems:
@@ -266,50 +264,3 @@ def _message(problems: list[tuple[Location, str]], files: Sequence[str]) -> str:
         lines.append(f"  {name}{f' ({at})' if at else ''}: {text}")
     count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
     return "\n".join([f"the configuration has {count}:", *lines])
-
-
-def _repeated(node: yaml.Node | None, where: Location = ()) -> Iterator[tuple[Location, str]]:
-    """Settings that stand twice in a group of a file: YAML takes the last one and drops what stands below the first."""
-    if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                yield (*where, name), f"must stand once, not on both lines {lines[name]} and {line}"
-            lines[name] = line
-            yield from _repeated(value, (*where, name))
-    if isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield from _repeated(value, (*where, number))
-
-
-def _composed(file: str) -> yaml.Node | None:
-    with open(file) as stream:
-        node: yaml.Node | None = yaml.compose(stream, Loader=yaml.SafeLoader)
-    return node
-
-
-def locate(where: Location, files: Sequence[str]) -> str:
-    """`file:line` of a setting, in the last of the files that has it (or has the group it belongs to); else ''."""
-    best: tuple[int, str] = (0, "")
-    for file in files:
-        node = _composed(file)
-        depth, line = 0, 0
-        for part in where:
-            child = _child(node, part)
-            if child is None:
-                break
-            depth, line, node = depth + 1, child[0], child[1]
-        if depth >= max(best[0], 1):
-            best = (depth, f"{file}:{line}")
-    return best[1]
-
-
-def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == str(part):
-                return key.start_mark.line + 1, value
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part].start_mark.line + 1, node.value[part]
-    return None

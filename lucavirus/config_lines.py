@@ -1,0 +1,60 @@
+"""Where settings stand in their YAML files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import yaml
+
+Location = tuple[str | int, ...]
+
+
+def repeated(file: str) -> Iterator[tuple[Location, str]]:
+    """Settings that stand twice in a group of a file: YAML takes the last one and drops what stands below the first."""
+    yield from _repeated(_composed(file), file, ())
+
+
+def _repeated(node: yaml.Node | None, file: str, where: Location) -> Iterator[tuple[Location, str]]:
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                yield (*where, name), f"must stand once, not on both lines {lines[name]} and {line} of {file}"
+            lines[name] = line
+            yield from _repeated(value, file, (*where, name))
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _repeated(value, file, (*where, number))
+
+
+def _composed(file: str) -> yaml.Node | None:
+    with open(file) as stream:
+        node: yaml.Node | None = yaml.compose(stream, Loader=yaml.SafeLoader)
+    return node
+
+
+def locate(where: Location, files: Sequence[str]) -> str:
+    """`file:line` of a setting, in the last of the files that has it (or has the group it belongs to); else ''."""
+    best: tuple[int, str] = (0, "")
+    for file in files:
+        node = _composed(file)
+        depth, line = 0, 0
+        for part in where:
+            child = _child(node, part)
+            if child is None:
+                break
+            depth, line, node = depth + 1, child[0], child[1]
+        if depth >= max(best[0], 1):
+            best = (depth, f"{file}:{line}")
+    return best[1]
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark.line + 1, node.value[part]
+    return None
