@@ -99,6 +99,9 @@ class Split(Frozen):
             yield "dev and test must both be fractions or both be numbers of sequences"
         if self.dev + self.test >= 1 and self.dev < 1 and self.test < 1:
             yield "dev + test leave nothing to train on"
+        for size in (self.dev, self.test):
+            if size >= 1 and size != int(size):
+                yield f"{size:g} is neither a fraction below 1 nor a number of sequences"
 
 
 class Tokenize(Frozen):

@@ -163,6 +163,7 @@ def one_source(**own: Any) -> dict[str, Any]:
         ({"model_dirpath": "config"}, "say how to continue `run`, which is not given"),
         ({"restart": "fool"}, "restart names fool, which is not in runs"),
         ({"split": {"dev": 0.5, "test": 0.5}}, "split: dev + test leave nothing to train on"),
+        ({"split": {"dev": 10, "test": 10.5}}, "split: 10.5 is neither a fraction below 1 nor a number of sequences"),
         ({"split": {"dev": 0.1, "test": 100}}, "dev and test must both be fractions or both be numbers of sequences"),
         ({"sources": 2 * one_source()["sources"]}, "two sources are named a"),
         ({"sources": [3]}, "has 1 mistake:\n  sources.0: input should be a valid dictionary"),
