@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,10 +15,12 @@ from safetensors.torch import save_file
 from lucavirus.checkpoint import save_checkpoint
 from lucavirus.config import Run, Settings, StopAfter
 from lucavirus.continuing import differences
+from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.errors import UserError
 from lucavirus.model import LucaVirus
 from lucavirus.plan import Plan
 from lucavirus.prepare import prepare
+from lucavirus.shards import map_arrays, write_arrays
 from lucavirus.start import Started, _arrange, _early_end, _first_state, start
 from lucavirus.state import Checkpoints, State
 from tests import tiny
@@ -163,3 +166,12 @@ def test_the_schedule_ends_at_the_last_rate(project: Path, last_rate: float, ste
     prepared = prepare("full", tiny.RUN.model_copy(update=auto), project.parent)
     assert prepared.plan.updates == 116 and prepared.max_steps() == steps
     assert prepare("full", tiny.RUN, project.parent).max_steps() == 200
+
+
+def test_a_run_without_training_sequences_is_refused(project: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(project.parent, tmp_path / "data"))
+    for path in (data / "datasets").glob("*/train.h5"):
+        arrays, attributes = map_arrays(path, FORMAT, VERSION)
+        write_arrays(path, {name: np.array(array[:0]) for name, array in arrays.items()}, attributes)
+    with pytest.raises(UserError, match="there are no training sequences for run full"):
+        prepare("full", tiny.RUN, data)
