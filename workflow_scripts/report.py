@@ -11,7 +11,7 @@ from lucavirus.report import write_run_report
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run-name", required=True, help="name of the run")
+    parser.add_argument("--run-name", dest="run", required=True, help="name of the run")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.jsonl of the run")
     parser.add_argument("--training", type=Path, required=True, help="training.json of the run, beside its model/")
     parser.add_argument("--evaluation", type=Path, required=True, help="evaluation.json of the run")
