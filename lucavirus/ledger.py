@@ -30,9 +30,10 @@ def gone_through(checkpoint: Path, data: Path, epoch: int | None = None) -> Iter
         trained_on = fingerprint["sequences and labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"is no checkpoint ({error})", where=str(checkpoint), hint=_HINT) from error
-    train, *held_out = open_splits(data, run, ())
-    if fingerprints([train, *held_out]) != trained_on:
+    splits = open_splits(data, run, ())
+    if fingerprints(splits) != trained_on:
         raise UserError("the data sets are not those that the checkpoint was trained on", where=str(data), hint=_HINT)
+    train, *_ = splits
     plan = Plan.of(run, len(train))
     for update in range(state.first, state.update):
         at = plan.position(update)

@@ -64,7 +64,6 @@ def build_vocabularies(settings: Settings, out: Path) -> Summary:
             wanted.setdefault((row.file, TASKS[row.task].molecule), {}).setdefault(row.id, row.line)
     check_annotated_ids(settings.sources, wanted)
     classes = {task: given.get(task) or tuple(sorted(names[task])) for task in SUPERVISED}
-    out.mkdir(parents=True, exist_ok=True)
     for task, vocabulary in classes.items():
         replace_text(out / f"{task}.txt", "".join(f"{label}\n" for label in vocabulary))
     return Summary({task: len(found) for task, found in classes.items()}, sum(left_out.values(), Counter()))
