@@ -51,6 +51,21 @@ def test_shards_and_splits_have_the_same_bytes(settings: Path) -> None:
         assert len(one) >= 6 and one == two
 
 
+def test_an_id_that_two_ranks_have_read_is_refused(settings: Path) -> None:
+    content = json.loads(settings.read_text())
+    (file,) = content["sources"][1]["files"]
+    copy = Path(file).with_name("copy.fasta")
+    copy.write_text(Path(file).read_text())
+    content["sources"][1]["files"] = [file, str(copy)]
+    own = settings.with_name("twice.json")
+    own.write_text(json.dumps(content))
+    where = ["--vocabularies", settings.parent / "vocabularies", "--out", settings.parent / "twice"]
+    words = tiny.stage("tokenize_source.py", "--settings", own, "--source", "p", *where, ranks=2)
+    done = subprocess.run(words, env=tiny.environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and f"was used before, at {file}:1" in done.stderr
+    assert not list((settings.parent / "twice").glob("*.h5"))
+
+
 def test_training_and_evaluation_agree(settings: Path) -> None:
     tiny.train(settings, "one", ranks=1)
     tiny.train(settings, "two", ranks=2)

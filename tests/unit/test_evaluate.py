@@ -108,3 +108,12 @@ def test_an_evaluation_without_metrics_has_the_same_losses(made: list[Sample]) -
 
 def test_an_evaluation_of_nothing() -> None:
     assert _evaluate([]) == {"loss": 0.0, "tasks": {}}
+
+
+@pytest.mark.parametrize(("rank", "bar", "shown"), [(0, "dev", True), (1, "dev", False), (0, None, False)])
+def test_the_first_rank_shows_how_far_it_is(
+    made: list[Sample], capsys: pytest.CaptureFixture[str], rank: int, bar: str | None, shown: bool
+) -> None:
+    ranks = replace(ALONE, rank=rank)
+    evaluate_split(MODEL, Made(made), WEIGHED, CLASSES, COMPUTE, ranks, metrics=False, bar=bar)  # type: ignore[arg-type]
+    assert ("dev: 100%" in capsys.readouterr().err) == shown

@@ -33,7 +33,7 @@ def test_renamed_classes_are_refused_though_their_number_is_the_same(tmp_path: P
         _evaluate(LucaVirus(ARCHITECTURE), labels, RUN, tmp_path, "dev", ALONE)
 
 
-@pytest.mark.parametrize(("samples", "scored"), [([0], (CLASSES, True)), ([], None)])
+@pytest.mark.parametrize(("samples", "scored"), [([0], (CLASSES, True, "test")), ([], None)])
 def test_labels_are_read_of_the_tasks_that_the_model_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: list[int], scored: Any
 ) -> None:
@@ -42,7 +42,7 @@ def test_labels_are_read_of_the_tasks_that_the_model_has(
     monkeypatch.setattr("lucavirus.evaluate_run.Dataset", lambda *asked: opened.append(asked) or samples)
     monkeypatch.setattr(
         "lucavirus.evaluate_run.evaluate_split",
-        lambda _, __, ___, classes, *____, metrics, **_____: (classes, metrics),
+        lambda _, __, ___, classes, *____, metrics, bar: (classes, metrics, bar),
     )
     run = RUN.model_copy(update={"tasks": ("gene_mask", "gene_type", "prot_homo")})
     assert _evaluate(LucaVirus(ARCHITECTURE), labels, run, tmp_path, "test", ALONE) == scored

@@ -118,7 +118,8 @@ def test_the_report_is_one_page_with_captions(done: Path) -> None:
     ended = run(done, "report_full", "--report", "report.html")
     assert ended.returncode == 0, ended.stderr[-3000:]
     page = (done / "report.html").read_text()
-    for name in ("curves.svg", "tasks.svg", "lengths.svg", "settings.json"):
+    front = "LucaVirus: training on viral genomes and proteins"
+    for name in ("curves.svg", "tasks.svg", "lengths.svg", "settings.json", front):
         assert name in page
 
 
