@@ -1,4 +1,4 @@
-"""What a training makes of an evaluation and of a window of updates, without a training."""
+"""The training loop without a model: the best weights, what is due between updates, how it ends."""
 
 from __future__ import annotations
 
