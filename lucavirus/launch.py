@@ -35,13 +35,14 @@ TORCHRUN = (
 )
 SHUTDOWN = "--shutdown-timeout=120"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Set unless the user does (docs/benchmarks.md). Threads that wait for each other soon sleep: to spin for milliseconds,
-# OpenMP's default, slows a training many times over when anything else runs on its cores. Large tensors are on huge
+# Set unless the user does (docs/benchmarks.md). Threads that wait for each other sleep after a while: to spin for
+# milliseconds, OpenMP's default, slows a training many times over when anything else runs on its cores; to sleep at
+# once costs it, when it is alone, a fifth (a third, if it is small) for being woken. Large tensors are on huge
 # pages where there are. oneDNN and, above it, torch's wrapper (LRU_...) each keep code for up to 1,024 shapes of
 # products, a megabyte or more each, and a training has thousands of shapes; made anew it takes a fraction of a
 # millisecond. Either one alone still keeps it.
 TUNING = {
-    "GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1",
+    "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32",
 }  # fmt: skip
 POLL_SECONDS = 0.5
