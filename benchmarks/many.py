@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lucavirus import alphabet
 from lucavirus.background import Background
-from lucavirus.batches import bounds_of
 from lucavirus.dataset import FORMAT, VERSION
+from lucavirus.record_batches import bounds_of
 from lucavirus.rows import Rows
 from lucavirus.shards import ShardWriter, write_arrays
 from lucavirus.tasks import MOLECULES

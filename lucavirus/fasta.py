@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.batches import Batch, bounds_of, spans
 from lucavirus.blocks import Unit, check_text, decoded, find_blanks, find_junk, mistake, read_blocks
 from lucavirus.errors import UserError
+from lucavirus.record_batches import RecordBatch, bounds_of, spans
 from lucavirus.tasks import MOLECULES, Molecule
 
 KIND_SAMPLE = 10_000  # bytes of sequences by which the kind of a FASTA is judged
@@ -22,7 +22,7 @@ _JOINT = b"\1"
 _KIND_HINT = "write `kind: {}` for the source of this file, or give it the right file"
 
 
-def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Batch]:
+def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[RecordBatch]:
     """Yield the records whose '>' lies in the unit, in order; the last one is read to its end, past the range.
 
     Raises UserError on a file or record that is broken, and where the first letters are those of the other molecule.
@@ -82,7 +82,7 @@ class _Rest:
     offsets: list[int] = field(default_factory=list)
     parts: list[bytearray] = field(default_factory=list)
 
-    def go_on(self, page: _Page, molecule: Molecule, tokens: bytearray) -> Batch | None:
+    def go_on(self, page: _Page, molecule: Molecule, tokens: bytearray) -> RecordBatch | None:
         """Add the next block's tokens; returns the records that are known to be whole, all but the last."""
         bounds = bounds_of(page.residues[0 if self.ids else 1 :])
         ids, offsets = self.ids + page.ids, self.offsets + page.offsets
@@ -97,7 +97,7 @@ class _Rest:
         self.ids, self.offsets, self.parts = ids[-1:], offsets[-1:], [tokens[end:]]
         return whole
 
-    def finish(self, file: str, molecule: Molecule) -> Batch:
+    def finish(self, file: str, molecule: Molecule) -> RecordBatch:
         """The last record of a unit."""
         parts, self.parts = self.parts, []
         return _batch(file, molecule, self.ids, self.offsets, parts, bounds_of([sum(map(len, parts))]))
@@ -137,13 +137,13 @@ def _batch(
     offsets: list[int],
     parts: Iterable[bytearray | memoryview],
     bounds: NDArray[np.int64],
-) -> Batch:
+) -> RecordBatch:
     empty = np.flatnonzero(bounds[1:] == bounds[:-1])
     if len(empty):
         what = f"the sequence {ids[empty[0]].decode()} has no residues"
         raise mistake(file, offsets[empty[0]], what, "remove it, or give it its residues")
     molecules = np.full(len(ids), MOLECULES.index(molecule), np.uint8)
-    return Batch(file, ids, molecules, b"".join(parts), bounds, offsets)
+    return RecordBatch(file, ids, molecules, b"".join(parts), bounds, offsets)
 
 
 def _pages(unit: Unit) -> Iterator[_Page]:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lucavirus.batches import bounds_of
 from lucavirus.config import Run
 from lucavirus.masking import corrupt, random_letters, sample_keys
 from lucavirus.packs import IGNORED, Sample
+from lucavirus.record_batches import bounds_of
 from lucavirus.tasks import MOLECULES, TASKS
 
 

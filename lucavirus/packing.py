@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.batches import bounds_of
 from lucavirus.config import Run
 from lucavirus.labels import Labelled, mask, supervised
 from lucavirus.packs import IGNORED, Pack, Sample
 from lucavirus.parcels import Column, Parcel
+from lucavirus.record_batches import bounds_of
 from lucavirus.tasks import TASKS
 
 # A filled pack has a multiple of these tokens, or more, and its `cu_seqlens` a multiple of these entries.

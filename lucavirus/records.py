@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lucavirus import alphabet
-from lucavirus.batches import Batch, Record, to_batch
 from lucavirus.blocks import Unit, check_text, decoded, find_junk, mistake, read_blocks
 from lucavirus.errors import UserError
 from lucavirus.fasta import LettersCheck, read_fasta
+from lucavirus.record_batches import Record, RecordBatch, to_batch
 from lucavirus.tasks import MOLECULES, Molecule
 
 CSV_COLUMNS = ("obj_id", "obj_type", "obj_seq", "obj_label")
@@ -19,7 +19,7 @@ _TYPE_HINT = "obj_type of such rows must be {}, or the sequences are not those t
 GATHERED = 1 << 20  # tokens of CSV rows that make a batch
 
 
-def read_unit(unit: Unit, kind: Molecule | None) -> Iterator[Batch]:
+def read_unit(unit: Unit, kind: Molecule | None) -> Iterator[RecordBatch]:
     """Yield the records of a unit of a source: of a FASTA of that kind, or of a CSV where `kind` is None."""
     return _gathered(read_csv(unit)) if kind is None else read_fasta(unit, kind)
 
@@ -102,7 +102,7 @@ def _csv_record(file: str, offset: int, line: bytes, header: _Header, letters: d
     return Record(name, molecule, alphabet.encode(molecule, sequence.encode()), file, offset, labels)
 
 
-def _gathered(records: Iterator[Record]) -> Iterator[Batch]:
+def _gathered(records: Iterator[Record]) -> Iterator[RecordBatch]:
     some, size = list[Record](), 0
     for record in records:
         some.append(record)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lucavirus.batches import Batch, bounds_of
 from lucavirus.counters import U64
 from lucavirus.hashes import row_hashes, sequence_hashes, text_hashes
+from lucavirus.record_batches import RecordBatch, bounds_of
 from lucavirus.sequence_labels import Labels, window_labels
 
 AT_ONCE = 4096  # rows that are made at once: bounds the memory where a long sequence has many windows
@@ -74,7 +74,7 @@ def cut_windows(lengths: NDArray[np.int64], size: int | None, overlap: int) -> W
     return Windows(sequence, number, start, np.minimum(start + size, lengths[sequence]), counts[sequence] > 1)
 
 
-def make_rows(batch: Batch, windows: Windows, labels: Mapping[int, Labels]) -> Iterator[Rows]:
+def make_rows(batch: RecordBatch, windows: Windows, labels: Mapping[int, Labels]) -> Iterator[Rows]:
     """Yield the rows of a batch, some at a time, in order; `labels` are those of its sequences, by number."""
     parents = _parents(batch, windows)
     for first in range(0, len(windows.sequence), AT_ONCE):
@@ -95,7 +95,7 @@ def make_rows(batch: Batch, windows: Windows, labels: Mapping[int, Labels]) -> I
         )  # fmt: skip
 
 
-def window_ids(batch: Batch, windows: Windows, part: slice) -> Sequence[bytes]:
+def window_ids(batch: RecordBatch, windows: Windows, part: slice) -> Sequence[bytes]:
     """Ids of the rows: that of the sequence, or {id}_{n}_{start}_{end} of a window of it."""
     if not windows.cut.any():
         return batch.ids[part]
@@ -112,7 +112,7 @@ def cut_sequences(windows: Windows) -> NDArray[np.int64]:
     return windows.sequence[first]
 
 
-def _parents(batch: Batch, windows: Windows) -> U64:
+def _parents(batch: RecordBatch, windows: Windows) -> U64:
     """Hashes of the whole sequences that are cut, uint64 (sequences,); of the others the row has it."""
     parents, cut = np.zeros(len(batch), np.uint64), cut_sequences(windows)
     parents[cut] = sequence_hashes(batch.tokens, batch.bounds[cut], batch.bounds[cut + 1], batch.molecules[cut])

@@ -15,11 +15,11 @@ from xxhash import xxh3_128
 
 from lucavirus import alphabet
 from lucavirus.background import Background
-from lucavirus.batches import bounds_of
 from lucavirus.counters import U64
 from lucavirus.errors import UserError
 from lucavirus.files import flush
 from lucavirus.hashes import sequence_hashes
+from lucavirus.record_batches import bounds_of
 from lucavirus.rows import AT_ONCE, Rows
 from lucavirus.tasks import SUPERVISED, TASKS
 

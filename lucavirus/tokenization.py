@@ -17,7 +17,6 @@ from tqdm import tqdm
 from lucavirus import memory
 from lucavirus.alphabet import OTHER_BASE, UNK
 from lucavirus.background import Background
-from lucavirus.batches import Batch, Record
 from lucavirus.blocks import Unit, plan_units
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
@@ -27,6 +26,7 @@ from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.files import replace_json
 from lucavirus.hashes import text_hashes
+from lucavirus.record_batches import Record, RecordBatch
 from lucavirus.records import read_unit
 from lucavirus.rows import Windows, cut_sequences, cut_windows, make_rows, window_ids
 from lucavirus.sequence_labels import Labels
@@ -97,11 +97,11 @@ def _tokenize_unit(
     return {"shards": writer.close(), "counts": counts}
 
 
-def _windows(batch: Batch, source: Source) -> Windows:
+def _windows(batch: RecordBatch, source: Source) -> Windows:
     return cut_windows(np.diff(batch.bounds), source.window_size, source.window_overlap)
 
 
-def _count(counts: Counter[str], batch: Batch, windows: Windows, labels: Mapping[int, Labels]) -> None:
+def _count(counts: Counter[str], batch: RecordBatch, windows: Windows, labels: Mapping[int, Labels]) -> None:
     counts["input sequences"] += len(batch)
     counts["residues"] += len(batch.tokens)
     # Neither token stands in a sequence of the other molecule.

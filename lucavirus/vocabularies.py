@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from lucavirus.annotations import Annotation, read_annotations, read_lines
-from lucavirus.batches import Batch, Record
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
 from lucavirus.errors import UserError, close_to
 from lucavirus.fasta import scan_ids
 from lucavirus.files import replace_text
+from lucavirus.record_batches import Record, RecordBatch
 from lucavirus.sequence_labels import Labels, check_labels, parse_labels
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
@@ -177,7 +177,7 @@ class SourceLabels:
         self._rows = rows[:, 1:]
         self._offsets = np.searchsorted(rows[:, 0], np.arange(len(self._index) + 1))
 
-    def of_batch(self, batch: Batch) -> dict[int, Labels]:
+    def of_batch(self, batch: RecordBatch) -> dict[int, Labels]:
         """Labels of the records of a batch that have any, by their number; raises UserError as `of` does."""
         if batch.labels is not None:
             chosen: Iterable[int] = range(len(batch))

@@ -6,9 +6,9 @@ import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lucavirus.batches import Batch, Record
 from lucavirus.blocks import Unit
 from lucavirus.fasta import read_fasta as read_batches
+from lucavirus.record_batches import Record, RecordBatch
 from lucavirus.tasks import Molecule
 from tests.mistakes import mistake
 
@@ -30,7 +30,7 @@ def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Record]:
     return flat(read_batches(unit, molecule))
 
 
-def flat(batches: Iterator[Batch]) -> Iterator[Record]:
+def flat(batches: Iterator[RecordBatch]) -> Iterator[Record]:
     return (record for batch in batches for record in batch)
 
 

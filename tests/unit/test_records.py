@@ -12,10 +12,10 @@ import pytest
 
 from lucavirus import blocks
 from lucavirus.alphabet import encode
-from lucavirus.batches import Record
 from lucavirus.blocks import Unit, plan_units
 from lucavirus.errors import UserError
 from lucavirus.fasta import scan_ids
+from lucavirus.record_batches import Record
 from lucavirus.records import read_csv, read_unit
 from tests.mistakes import mistake
 from tests.reading import Write, bodies, fasta_mistake, flat, read_fasta, writer

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lucavirus.batches import Record, to_batch
 from lucavirus.hashes import sequence_hashes, text_hashes
+from lucavirus.record_batches import Record, to_batch
 from lucavirus.rows import Rows, cut_windows, make_rows
 
 TEXTS = ["0x2d06800538d394c2", "0xc3ece278fdefad2e", "0xccd9d9c86ad081f3"]  # the first: as published with XXH3

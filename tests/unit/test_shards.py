@@ -12,10 +12,10 @@ import pytest
 from lucavirus import shards
 from lucavirus.alphabet import encode
 from lucavirus.background import Background
-from lucavirus.batches import Record, to_batch
 from lucavirus.errors import UserError
 from lucavirus.files import replace_json
 from lucavirus.hashes import sequence_hashes
+from lucavirus.record_batches import Record, to_batch
 from lucavirus.rows import Rows, cut_windows, make_rows
 from lucavirus.sequence_labels import Labels
 from lucavirus.shards import FORMAT, VERSION, Shard, ShardWriter, map_arrays, read_index, write_arrays

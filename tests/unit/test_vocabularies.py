@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from lucavirus.batches import Record
 from lucavirus.blocks import Unit
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
 from lucavirus.config_load import load_settings
 from lucavirus.errors import UserError
 from lucavirus.fasta import read_fasta
+from lucavirus.record_batches import Record
 from lucavirus.records import read_csv
 from lucavirus.tasks import SUPERVISED
 from lucavirus.vocabularies import SourceLabels, Summary, build_vocabularies, read_vocabulary

@@ -33,7 +33,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class Batch:
+class RecordBatch:
     """N sequences of a file, in its order: sequence i is `tokens[bounds[i]:bounds[i + 1]]`.
 
     `ids` are UTF-8; `molecules` uint8 (N,) indices into MOLECULES; `tokens` uint8 ids; `bounds` int64 (N + 1,);
@@ -76,9 +76,9 @@ class Batch:
         )
 
 
-def to_batch(records: Sequence[Record]) -> Batch:
+def to_batch(records: Sequence[Record]) -> RecordBatch:
     """The records, one or more of the same file, in columns."""
-    return Batch(
+    return RecordBatch(
         records[0].file,
         [record.id.encode() for record in records],
         np.array([MOLECULES.index(record.molecule) for record in records], np.uint8),
