@@ -22,7 +22,7 @@ from lucavirus import slurm
 from lucavirus.claims import claimed_gpus
 from lucavirus.errors import PREEMPTED, SAVED, UserError
 from lucavirus.guard import only_owner
-from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
+from lucavirus.requeue import Ending, Requeue, TimeLimit, ending
 from lucavirus.screen import Output
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     errors.unlink(missing_ok=True)
     # The job is ours to give back where the workflow has submitted it (rules/common.smk), not in a user's own.
     job = slurm.own_job() if "LUCAVIRUS_OWN_JOB" in os.environ else ""
-    restarts = Restarts(Path(f"{log.resolve()}.restarts"), guard, job)
+    requeue = Requeue(Path(f"{log.resolve()}.restarts"), guard, job)
     with contextlib.ExitStack() as held:
         output = Output(sys.stdout.buffer, held.enter_context(log.open("ab", buffering=0)), errors)
         try:
@@ -88,13 +88,13 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         child = _start(command, environment(command, errors) | chosen)
         watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent)
         if not _follow(child, watch, output, TimeLimit(job if guard else "")):
-            restarts.follow_up(Ending.TIME_IS_OVER, output.say)
+            requeue.follow_up(Ending.TIME_IS_OVER, output.say)
             _end_leftovers()
             return 1
         _end_leftovers()
         output.end(failed=child.returncode != 0)
         message = output.message()
-        restarts.follow_up(ending(child.returncode, message, told=watch.told_to_end), output.say)
+        requeue.follow_up(ending(child.returncode, message, told=watch.told_to_end), output.say)
     errors.unlink(missing_ok=True)
     if message.startswith(SAVED) and child.returncode:  # torchrun turns the ranks' status into 1
         return PREEMPTED

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from lucavirus import restarts, slurm
+from lucavirus import requeue, slurm
 from lucavirus.errors import TIME_LIMIT, UserError
 from lucavirus.launch import TORCHRUN
 from lucavirus.node import main, node_command
-from lucavirus.restarts import Ending, Restarts, TimeLimit, ending
+from lucavirus.requeue import Ending, Requeue, TimeLimit, ending
 from lucavirus.slurm import FIRST_PORT, PORTS, Job, meeting_point, parse_trainings
 
 
@@ -44,16 +44,16 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     numbers: list[str] = []
     monkeypatch.setattr(slurm, "requeue", numbers.append)
     monkeypatch.setattr(slurm, "being_preempted", lambda number: False)
-    monkeypatch.setattr(restarts, "_GIVEN_BACK_SECONDS", 0)
+    monkeypatch.setattr(requeue, "_GIVEN_BACK_SECONDS", 0)
     return numbers
 
 
 def test_crashes_without_progress_come_to_an_end(tmp_path: Path, requeued: list[str]) -> None:
-    job = Restarts(tmp_path / "count", None, "7")
+    job = Requeue(tmp_path / "count", None, "7")
     for _ in range(5):
         job.follow_up(Ending.CRASHED, lambda text: None)
     assert requeued == ["7", "7"]
-    Restarts(tmp_path / "count", None, "8").follow_up(Ending.CRASHED, lambda text: None)
+    Requeue(tmp_path / "count", None, "8").follow_up(Ending.CRASHED, lambda text: None)
     assert requeued == ["7", "7", "8"]
     job.follow_up(Ending.DONE, lambda text: None)
     assert not (tmp_path / "count").exists()
@@ -63,8 +63,8 @@ def test_who_has_given_a_job_back_waits_for_its_end(tmp_path: Path, monkeypatch:
     """Snakemake would take the exit of a job that Slurm has not ended yet for a failure."""
     happened: list[Any] = []
     monkeypatch.setattr(slurm, "requeue", happened.append)
-    monkeypatch.setattr(restarts.time, "sleep", happened.append)
-    job = Restarts(tmp_path / "count", None, "7")
+    monkeypatch.setattr(requeue.time, "sleep", happened.append)
+    job = Requeue(tmp_path / "count", None, "7")
     job.follow_up(Ending.TIME_LIMIT, lambda text: None)
     assert happened == ["7", 300]
 
@@ -77,13 +77,13 @@ def test_who_has_given_a_job_back_waits_for_its_end(tmp_path: Path, monkeypatch:
 
 
 def test_the_time_limit_never_counts_and_others_end(tmp_path: Path, requeued: list[str]) -> None:
-    job = Restarts(tmp_path / "count", None, "7")
+    job = Requeue(tmp_path / "count", None, "7")
     for _ in range(9):
         job.follow_up(Ending.TIME_LIMIT, lambda text: None)
     assert requeued == ["7"] * 9
     for end in (Ending.DONE, Ending.REFUSED, Ending.ASKED):
         job.follow_up(end, lambda text: None)
-    Restarts(tmp_path / "count", None, "").follow_up(Ending.CRASHED, lambda text: None)  # not in a job
+    Requeue(tmp_path / "count", None, "").follow_up(Ending.CRASHED, lambda text: None)  # not in a job
     assert len(requeued) == 9
 
 
@@ -256,7 +256,7 @@ def test_without_accounting_squeue_answers_for_sacct(
 
 
 def test_a_newer_checkpoint_makes_the_count_begin_anew(tmp_path: Path, requeued: list[str]) -> None:
-    job = Restarts(tmp_path / "count", tmp_path, "7")
+    job = Requeue(tmp_path / "count", tmp_path, "7")
     for step in (1, 2, 3):
         (tmp_path / f"checkpoints/step-{step}").mkdir(parents=True)
         for _ in range(2):
@@ -268,7 +268,7 @@ def test_a_newer_checkpoint_makes_the_count_begin_anew(tmp_path: Path, requeued:
 
 def test_the_last_call_before_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now, end = [1000.0], [2000.0]
-    monkeypatch.setattr(restarts.time, "time", lambda: now[0])
+    monkeypatch.setattr(requeue.time, "time", lambda: now[0])
     monkeypatch.setattr(slurm, "end_time", lambda number: end[0])
     limit = TimeLimit("7")
     assert not limit.is_over()
@@ -284,7 +284,7 @@ def test_a_controller_that_is_away_at_the_last_call_is_asked_again(monkeypatch: 
         raise UserError("no answer")
 
     now = [1000.0]
-    monkeypatch.setattr(restarts.time, "time", lambda: now[0])
+    monkeypatch.setattr(requeue.time, "time", lambda: now[0])
     monkeypatch.setattr(slurm, "end_time", away)
     limit = TimeLimit("7")
     assert not limit.is_over()

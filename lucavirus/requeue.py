@@ -43,7 +43,7 @@ def ending(status: int, message: str, *, told: bool) -> Ending:
     return Ending.ASKED if told else Ending.CRASHED
 
 
-class Restarts:
+class Requeue:
     """Decides about a Slurm job's next start; crashes are counted in a file, which is given with its first name.
 
     `work` is the folder of a training's checkpoints: a newer one there makes the count begin anew.
