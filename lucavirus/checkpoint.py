@@ -31,11 +31,11 @@ def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path]
     final = folder / f"{_PREFIX}{step}"
     temporary = folder / f"tmp-{_PREFIX}{step}"
     for stale in folder.glob("tmp-*"):
-        shutil.rmtree(stale)
+        _remove(stale)
     try:
         _write(temporary, files, state)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise UserError(
             f"the checkpoint of step {step} could not be written: {error}",
             where=str(folder),
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path]
         os.replace(final, replaced)
     os.replace(temporary, final)
     flush(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
     return final
 
 
@@ -131,11 +131,18 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
         if keep_every and step_of(path) // keep_every > stretch:
             stretch = step_of(path) // keep_every
         else:
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def keep_only(folder: Path, steps: set[int]) -> None:
     """Remove all checkpoints but those of `steps`."""
     for path in checkpoints(folder):
         if step_of(path) not in steps:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that nobody needs. What cannot be removed, because a file is open elsewhere on NFS, ends no
+    training: the next save tries again.
+    """
+    shutil.rmtree(path, ignore_errors=True)

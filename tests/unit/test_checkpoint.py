@@ -122,6 +122,20 @@ def test_only_the_steps_that_are_spoken_of_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"step-1", "step-3"}
 
 
+def test_what_cannot_be_removed_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: object, **_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    _save(tmp_path, 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)  # as where NFS keeps a file that is open elsewhere
+        prune(tmp_path, keep_last=1)
+        _save(tmp_path, 3)
+    assert (tmp_path / "step-1").exists() and newest_complete(tmp_path, pytest.fail) == tmp_path / "step-3"
+    prune(tmp_path, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+
+
 def test_nothing_is_removed_for_a_damaged_newest(tmp_path: Path) -> None:
     _save(tmp_path, 1, 2, 3)
     (tmp_path / "step-3/model.safetensors").write_bytes(b"")
