@@ -12,6 +12,8 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 
@@ -37,6 +39,15 @@ class Frozen(BaseModel):
     """A group of settings: immutable, and a key it does not know is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_switch_for_a_number(cls, given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        """Pydantic takes true for 1, and YAML reads `yes` and `on` as true."""
+        value = validate(given)
+        if isinstance(given, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError("must be a number")
+        return value
 
     def contradictions(self) -> Iterator[str]:
         """What is wrong with settings that are each right by themselves."""

@@ -35,17 +35,21 @@ def _composed(file: str) -> yaml.Node | None:
 
 
 def locate(where: Location, files: Sequence[str]) -> str:
-    """`file:line` of a setting, in the last of the files that has it (or has the group it belongs to); else ''."""
+    """`file:line` of a setting, in the last of the files that has it (or has the group it belongs to); else ''.
+
+    A list replaces that of the files before, whose items then count no more.
+    """
     best: tuple[int, str] = (0, "")
     for file in files:
         node = _composed(file)
-        depth, line = 0, 0
+        depth, line, in_list = 0, 0, False
         for part in where:
+            in_list = in_list or isinstance(node, yaml.SequenceNode)
             child = _child(node, part)
             if child is None:
                 break
             depth, line, node = depth + 1, child[0], child[1]
-        if depth >= max(best[0], 1):
+        if depth >= max(best[0], 1) or in_list:
             best = (depth, f"{file}:{line}")
     return best[1]
 

@@ -33,7 +33,7 @@ def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Colle
     Raises one UserError that lists every mistake.
     """
     problems = [found for file in files for found in repeated(file)]
-    complete = _expand_files(_complete_runs(raw, problems), made, problems)
+    complete = _expand_files(_complete_runs(raw, problems), raw, made, problems)
     problems += [_explain(detail, raw) for detail in _mistakes(complete)]
     if problems:
         raise UserError(_message(_once(problems, complete["runs"]), files))
@@ -123,7 +123,8 @@ def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]])
             continue
         own = {key: value for key, value in (own or {}).items() if key != "model" or value is not None}
         run = _merged({**training, "model": model}, own)
-        run["stop_after"] = run.get("stop_after") or {}
+        if run.get("stop_after") is None:
+            run["stop_after"] = {}
         runs[name] = run
     return {**{key: value for key, value in raw.items() if key not in _SHARED}, "runs": runs}
 
@@ -141,14 +142,16 @@ def _is_group(value: Any) -> bool:
 
 
 def _group(raw: Mapping[str, Any], key: str, problems: list[tuple[Location, str]]) -> dict[str, Any]:
-    value = raw.get(key) or {}
-    if isinstance(value, Mapping):
-        return dict(value)
+    value = raw.get(key)
+    if isinstance(value, Mapping | None):
+        return dict(value or {})
     problems.append(((key,), "must be a group of settings (`name: value` lines)"))
     return {}
 
 
-def _expand_files(raw: dict[str, Any], made: Collection[str], problems: list[tuple[Location, str]]) -> dict[str, Any]:
+def _expand_files(
+    raw: dict[str, Any], written: Mapping[str, Any], made: Collection[str], problems: list[tuple[Location, str]]
+) -> dict[str, Any]:
     sources = []
     if not isinstance(raw.get("sources"), list):
         return raw
@@ -165,7 +168,7 @@ def _expand_files(raw: dict[str, Any], made: Collection[str], problems: list[tup
         raw["vocabularies"] = found
     for where, group in (((), raw), *((("runs", name), run) for name, run in raw["runs"].items())):
         if group.get("model_dirpath"):
-            place = (*where, "model_dirpath")
+            place = _own_location((*where, "model_dirpath"), written)
             group["model_dirpath"] = _found_one(group["model_dirpath"], place, made, problems)
     return raw
 
@@ -214,7 +217,8 @@ def _follows_from_another(detail: Any) -> bool:
 
 
 def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
-    where = _own_location(tuple(part for part in detail["loc"] if not str(part).startswith("function-")), raw)
+    parts = (part for part in detail["loc"] if part != "[key]" and not str(part).startswith("function-"))
+    where = _own_location(tuple(parts), raw)
     if detail["type"] == "extra_forbidden":
         group = next((_GROUPS[str(part)] for part in reversed(where[:-1]) if part in _GROUPS), Settings)
         known = [*group.model_fields, *(_SHARED if group is Settings else ())]
@@ -231,7 +235,7 @@ def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:
     """A run's setting that came from a shared group is reported there, once."""
     if len(where) >= 2 and where[0] == "runs":
         own = (raw.get("runs") or {}).get(where[1]) or {}
-        if "[key]" in where or not isinstance(own, Mapping):
+        if not isinstance(own, Mapping):
             return where[:2]
         if where[2:] == ("model",) and not own.get("model") or not _gives(own, where[2:]):
             return where[2:] if where[2] == "model" else ("training", *where[2:])

@@ -119,7 +119,7 @@ def test_home_folders_and_empty_parts_of_paths(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m").mkdir()
-    for name in ("a.fasta", "b.fasta", "c[1].fasta", "x{run}.fasta", "x<1.fasta", "types.txt"):
+    for name in ("a.fasta", "b.fasta", "c[1].fasta", "x{run}.fasta", "x<1.fasta", "x}.fasta", "x>.fasta", "types.txt"):
         (tmp_path / name).touch()
     source = {"name": "s", "files": ["~/?.fasta", f"{tmp_path}//c[1].fasta"], "kind": "gene"}
     own = {"sources": [source], "model_dirpath": "~/m", "run": "full", "vocabularies": {"gene_type": "~/types.txt"}}
@@ -132,8 +132,10 @@ def test_home_folders_and_empty_parts_of_paths(
     source["files"] = "~/x*.fasta"
     told = mistakes(raw | {"vocabularies": {"gene_type": "~/type?.txt"}})
     assert f"vocabularies.gene_type: no such file: {tmp_path}/type?.txt" in told
-    for name in ("x{run}.fasta", "x<1.fasta"):
+    for name in ("x{run}.fasta", "x<1.fasta", "x}.fasta", "x>.fasta"):
         assert f"Snakemake takes {{ }} < > in a path for its own: {tmp_path}/{name} (rename it" in told
+    told = mistakes(raw | {"vocabularies": {"gene_type": "~/x>.fasta"}})
+    assert f"vocabularies.gene_type: Snakemake takes {{ }} < > in a path for its own: {tmp_path}/x>.fasta" in told
 
 
 def test_patterns_give_files_in_sorted_order(shipped: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,5 +152,6 @@ def test_the_stages_read_what_was_written(shipped: dict[str, Any], tmp_path: Pat
 
 def test_settings_cut_short_are_refused(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"project": "x", ')
-    with pytest.raises(UserError, match="cannot be read"):
-        read_settings(tmp_path / "settings.json")
+    for name in ("settings.json", "absent.json"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_settings(tmp_path / name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lucavirus.config_load import chosen_run, load_settings
+from lucavirus.config_load import chosen_run, chosen_source, load_settings
 from lucavirus.errors import UserError
 from tests.changed_settings import MADE, merged, mistakes, one_source
 
@@ -65,6 +65,15 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         (one_source(files=["a.csv", "a.fasta"]), "sources.0: one source cannot have both FASTA and CSV files"),
         (one_source(files=["a.csv.gz"]), "a CSV says the kind of each row itself; remove `kind`"),
         (one_source(files=["*.csv*"], kind=None, annotations=MADE[1:2]), "the labels of a CSV are in the CSV"),
+        # What is no group is none, though it is empty; a switch is no number, though pydantic takes it for 1.
+        ({"training": []}, "has 1 mistake:\n  training: must be a group of settings"),
+        ({"model": False}, "has 1 mistake:\n  model: must be a group of settings"),
+        ({"training": {"stop_after": False}}, "has 1 mistake:\n  training.stop_after: input should be a valid"),
+        ({"training": {"keep_every": True}}, "has 1 mistake:\n  training.keep_every: must be a number (given: True)"),
+        ({"training": {"max_tokens_per_pack": True}}, "training.max_tokens_per_pack: must be a number (given: True)"),
+        ({"split": {"dev": True, "test": 100}}, "has 1 mistake:\n  split.dev: must be a number (given: True)"),
+        ({"split": {"dev": 10.5, "test": 10}}, "split: 10.5 is neither a fraction below 1 nor a number of sequences"),
+        ({"runs": {"full": {"model_dirpath": "config/{x}"}}}, "no such file: config/{x}"),
         ({"training": {"compile": "yes"}}, "training.compile: input should be 'auto', 'on' or 'off' (given: 'yes')"),
     ],
 )
@@ -76,6 +85,7 @@ def test_a_mistake_is_told(shipped: dict[str, Any], change: dict[str, Any], mess
     "change",
     [
         {"training": {"max_tokens_per_pack": 258}}, {"split": {"dev": 0, "test": 100}},
+        {"split": {"dev": 100, "test": 0}}, {"training": {"model_dirpath": MADE[0]}},
         {"split": {"dev": 600, "test": 600}}, one_source(window_size=64, window_overlap=63),
     ],
     ids=str,
@@ -92,6 +102,45 @@ def test_all_mistakes_come_at_once_each_with_its_line(shipped: dict[str, Any], t
     assert found.splitlines()[0] == "the configuration has 3 mistakes:"
     assert f"training.seed ({overlay}:2): " in found and f"training.tasks.1 ({overlay}:6): " in found
     assert f"training.batchsize ({overlay}:3): is not a setting; did you mean batch_size?" in found
+
+
+def test_what_a_replaced_list_lacks_is_told_in_the_file_that_replaces_it(
+    shipped: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("project: demo\nsources:\n  - name: a\n    kind: gene\n")
+    raw = merged(shipped, yaml.safe_load(overlay.read_text()))
+    found = mistakes(raw, str(root / "config/config.yaml"), str(overlay))
+    assert found.splitlines()[1:] == [f"  sources.0.files ({overlay}:3): is missing"]
+
+
+def test_a_group_is_at_the_line_of_its_name_in_the_file_that_has_most_of_it(
+    shipped: dict[str, Any], tmp_path: Path
+) -> None:
+    base, overlay = tmp_path / "base.yaml", tmp_path / "overlay.yaml"
+    base.write_text("\ntraining:\n  seed: x\nmodel:\n  num_attention_heads: 5\n")
+    overlay.write_text("training:\n  max_epochs: 3\n")
+    raw = merged(shipped, yaml.safe_load(base.read_text()))
+    found = mistakes(raw, str(base), str(overlay))
+    assert f"  training.seed ({base}:3): " in found and f"  model ({base}:4): num_attention_heads" in found
+
+
+def test_what_stands_three_times_is_told_with_neighbouring_lines(shipped: dict[str, Any], tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("project: a\nproject: b\nproject: c\n")
+    told = [line.split("on both ")[1] for line in mistakes(shipped, str(overlay)).splitlines()[1:]]
+    assert told == [f"lines 1 and 2 of {overlay}", f"lines 2 and 3 of {overlay}"]
+
+
+def test_what_is_wrong_in_the_only_run_is_told_there(shipped: dict[str, Any]) -> None:
+    found = mistakes({**shipped, "report_runs": [], "runs": {"mine": {"max_steps": 1000}}})
+    assert found.splitlines()[1].startswith("  runs.mine: final_learning_rate goes only with")
+
+
+def test_what_is_wrong_in_one_way_in_each_run_by_itself_is_told_in_each(shipped: dict[str, Any]) -> None:
+    runs = {name: {"seed": -1} for name in shipped["runs"]}
+    _, *lines = mistakes(merged(shipped, {"runs": runs})).splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == [f"runs.{name}.seed" for name in runs]
 
 
 def test_what_no_line_has_is_told_without_a_place(shipped: dict[str, Any], root: Path) -> None:
@@ -132,6 +181,19 @@ def test_a_mistake_that_all_runs_share_is_one_mistake_at_its_own_place(shipped: 
         ({"model": {"hidden_size": "x"}}, {"model": None}, "model.hidden_size"),
         ({"model": {"num_attention_heads": 5}}, {"model": None}, "model: num_attention_heads (5) must divide"),
         ({}, {"stop_after": {"updates": 0}}, "runs.full.stop_after.updates"),
+        ({"training": {"model_dirpath": "nowhere"}}, {}, "training.model_dirpath: no such file"),
+        ({}, {"model_dirpath": "nowhere"}, "runs.full.model_dirpath: no such file"),
+        (
+            {"training": {"task_weights": {"gene_tpye": 1}}},
+            {},
+            "training.task_weights.gene_tpye: input should be 'gene",
+        ),
+        ({"model": {"head_size": {"gene_tpye": 1}}}, {}, "model.head_size.gene_tpye: input should be 'gene"),
+        ({}, {"task_weights": {"gene_tpye": 1}}, "runs.full.task_weights.gene_tpye: input should be 'gene"),
+        ({"vocabularies": {"gene_tpye": MADE[0]}}, {}, "vocabularies.gene_tpye: input should be 'gene"),
+        ({"split": {"tets": 1}}, {}, "split.tets: is not a setting; did you mean test?"),
+        (one_source(annotation=[]), {}, "sources.0.annotation: is not a setting; did you mean annotations?"),
+        ({}, {"stop_after": {"minute": 3}}, "runs.full.stop_after.minute: is not a setting; did you mean minutes?"),
         ({}, {"tasks": ["gene_musk"]}, "runs.full.tasks.0"),
     ],
 )
@@ -169,6 +231,8 @@ def test_a_run_may_change_nothing(shipped: dict[str, Any]) -> None:
     assert settings.runs["mine"] == settings.runs["other"] == settings.runs["full"] == chosen_run(settings, "mine")
     with pytest.raises(UserError, match="there is no run yours"):
         chosen_run(settings, "yours")
+    with pytest.raises(UserError, match="there is no source yours"):
+        chosen_source(settings, "yours")
 
 
 def test_what_goes_together_is_looked_at_beside_wrong_settings(shipped: dict[str, Any]) -> None:
@@ -209,6 +273,11 @@ def test_nothing_is_said_of_the_default_that_stands_in_for_a_wrong_setting(
     shipped: dict[str, Any], wrong: dict[str, Any]
 ) -> None:
     assert "has 1 mistake:" in mistakes(merged(shipped, wrong))
+
+
+def test_a_wrong_setting_of_one_run_hides_nothing_in_another(shipped: dict[str, Any]) -> None:
+    found = mistakes(merged(shipped, {"runs": {"full": {"gpus": "x"}, "single": {"gpus": 2, "nodes": 3, "seed": -1}}}))
+    assert "has 3 mistakes:" in found and "runs.single: nodes (3) must divide gpus (2)" in found
 
 
 def test_what_goes_together_is_looked_at_beside_an_empty_setting(shipped: dict[str, Any]) -> None:

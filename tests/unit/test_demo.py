@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lucavirus.demo import FILES, write_demo
+from lucavirus.demo import DOMAINS, ELEMENTS, FILES, ORDERS, write_demo
 from lucavirus.errors import UserError
 
 STOPS = {"TAA", "TAG", "TGA"}
@@ -169,6 +169,82 @@ def test_a_site_lies_in_its_domain(demo: Path) -> None:
         assert of_protein["prot_homo"] == of_protein["prot_domain"]
         for domain, site in zip(of_protein["prot_domain"], of_protein["prot_site"], strict=True):
             assert domain[0] < site[0] < site[1] == site[0] + 8 < domain[1]
+
+
+def alike(one: str, other: str) -> float:
+    """Fraction of equal letters of two texts of one length."""
+    return sum(a == b for a, b in zip(one.upper(), other, strict=True)) / len(other)
+
+
+def test_a_label_of_a_protein_tells_what_lies_there(demo: Path) -> None:
+    proteins = read_fasta(demo / "proteins.fasta")
+    keywords: dict[str, set[str]] = defaultdict(set)
+    due: dict[str, set[str]] = defaultdict(set)
+    likeness: dict[str, list[float]] = defaultdict(list)
+    for name, task, first, last, label in read_labels(demo):
+        if task in SPAN_TASKS:
+            part = proteins[name][int(first) : int(last) + 1]
+            texts = {
+                "prot_homo": [d.consensus for d in DOMAINS if d.superfamily == label],
+                "prot_site": [d.motif for d in DOMAINS if d.site == label],
+                "prot_domain": [d.consensus for d in DOMAINS if d.name == label],
+            }[task]
+            likeness[task].append(max(alike(part, text) for text in texts if len(text) == len(part)))
+        if task == "prot_domain":
+            due[name].update(*(domain.keywords for domain in DOMAINS if domain.name == label))
+        if task == "prot_keyword":
+            keywords[name].add(label)
+    assert all(0.9 < sum(values) / len(values) < 0.99 for values in likeness.values()) and len(likeness) == 3
+    assert keywords == {name: due[name] for name in keywords}
+
+
+def test_a_type_of_a_gene_tells_what_lies_there_and_not_its_place(demo: Path) -> None:
+    genomes = read_fasta(demo / "genomes.fasta")
+    elements = dict(ELEMENTS)
+    first: dict[str, str] = {}
+    likeness: dict[str, list[float]] = defaultdict(list)
+    for seqid, _, kind, start, end, *_ in read_features(demo):
+        if kind in elements:
+            likeness[kind].append(alike(genomes[seqid][int(start) - 1 : int(end)], elements[kind]))
+        if kind not in ("region", "gene"):
+            first.setdefault(seqid, kind)
+    assert all(0.95 < sum(values) / len(values) < 0.99 for values in likeness.values()) and len(likeness) == 3
+    counts = Counter(first.values())
+    assert all(counts[kind] > 30 for kind in ("CDS", *elements)) and counts.total() == 200
+
+
+def test_an_order_shows_in_what_joins_its_genes_and_domains(demo: Path) -> None:
+    genomes, proteins = read_fasta(demo / "genomes.fasta"), read_fasta(demo / "proteins.fasta")
+    first = {name: int(start) for name, task, start, *_ in reversed(read_labels(demo)) if task == "prot_domain"}
+    orders = {order.name: order for order in ORDERS}
+    seen: dict[str, list[float]] = defaultdict(list)
+    for name, task, _, _, label in read_labels(demo):
+        if task == "gene_taxonomy" and "N" not in genomes[name]:
+            seen[task].append(alike(genomes[name][:9], orders[label].repeat))
+        if task == "prot_taxonomy":
+            linker = proteins[name][1 : first[name]]
+            seen[task].append(sum(letter in orders[label].linker for letter in linker) / len(linker))
+    assert {task: len(values) > 180 and sum(values) / len(values) > 0.8 for task, values in seen.items()} == {
+        "gene_taxonomy": True,
+        "prot_taxonomy": True,
+    }
+
+
+def test_a_coding_sequence_has_the_codons_that_its_order_prefers(demo: Path) -> None:
+    orders = {order.name: order for order in ORDERS}
+    order_of = {name: orders[label] for name, task, _, _, label in read_labels(demo) if task == "gene_taxonomy"}
+    genomes = read_fasta(demo / "genomes.fasta")
+    third: dict[str, Counter[str]] = defaultdict(Counter)
+    for seqid, _, kind, start, end, _, strand, *_ in read_features(demo):
+        if kind == "CDS" and seqid in order_of:
+            bases = genomes[seqid][int(start) - 1 : int(end)].upper()
+            if strand == "-":
+                bases = bases[::-1].translate(str.maketrans("ACGT", "TGCA"))
+            third[order_of[seqid].name].update(bases[2::3])
+            assert strand == order_of[seqid].strand
+    assert {name: counts.most_common(1)[0][0] for name, counts in third.items()} == {
+        order.name: order.wobble[0] for order in ORDERS
+    }
 
 
 def test_a_few_sequences_are_unlabelled(demo: Path) -> None:

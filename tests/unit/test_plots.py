@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
@@ -78,11 +79,42 @@ def test_smoothed_line_is_the_mean_of_the_records_around() -> None:
     assert smooth[0] == pytest.approx(2.0 - 0.1 * 1.5)  # the first has one neighbour only
 
 
+def test_each_split_has_its_own_colour_in_every_figure() -> None:
+    assert len(set(plots.COLOUR.values())) == 3
+    loss = panel(plots.training_curves(history()), LOSS).lines[1:]
+    bars = plots.task_bars(scores()).axes[0].containers
+    rows = lengths().assign(sequences=1)
+    steps = [patch for patch in plots.length_histograms(rows).axes[0].patches if isinstance(patch, StepPatch)]
+    drawn = [(line.get_label(), line.get_color()) for line in loss]
+    drawn += [(group.get_label(), to_hex(group[0].get_facecolor()).upper()) for group in bars]
+    drawn += [(str(step.get_label()).split(":")[0], to_hex(step.get_edgecolor()).upper()) for step in steps]
+    # Where they agree the dev point would hide a test point drawn before it.
+    assert drawn == [(split, plots.COLOUR[split]) for split in ("train", "dev", "test", "dev", "test", *plots.COLOUR)]
+    assert len({str(step.get_linestyle()) for step in steps}) == 3
+
+
+def test_every_figure_with_several_lines_has_a_legend() -> None:
+    waits = history().assign(data_wait_s=0.1, reduce_wait_s=0.2)
+    legends = (
+        panel(plots.training_curves(history()), LOSS).get_legend(),
+        plots.task_bars(scores()).legends[0],
+        plots.length_histograms(lengths()).axes[0].get_legend(),
+        plots.speed_panels(waits).axes[2].get_legend(),
+    )
+    assert [sorted(text.get_text() for text in legend.get_texts()) for legend in legends if legend] == [
+        ["dev", "test", "train"],
+        ["constant baseline", "dev", "test"],
+        ["dev: 2 sequences", "train: 8 sequences"],
+        ["for data", "for other ranks"],
+    ]
+
+
 def test_learning_rate_lies_below_the_loss() -> None:
     figure = plots.training_curves(history())
     rate = panel(figure, "learning rate")
     assert list(np.asarray(rate.lines[0].get_ydata())) == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4])
     assert rate.get_xlabel() == "optimizer updates"
+    assert rate.get_ylim()[0] == 0
 
 
 def test_only_tasks_of_the_run_have_a_panel_and_only_wide_ones_a_log_axis() -> None:
@@ -91,6 +123,24 @@ def test_only_tasks_of_the_run_have_a_panel_and_only_wide_ones_a_log_axis() -> N
     assert panel(figure, "gene_mask").get_yscale() == "linear"
     assert panel(figure, "prot_homo").get_yscale() == "log"
     assert "dev" not in lines(panel(figure, "prot_homo"))
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ([8.0, 4.0, 1.0, 0.0], "linear", None),
+        ([20.0, 8.0, 4.0, 1.0], "log", [1, 2, 5, 10, 20]),
+        ([1e4, 100.0, 10.0, 1.0], "log", [1, 10, 100, 1000, 10000]),
+    ],
+)
+def test_an_axis_that_is_logarithmic_can_show_every_value(
+    values: list[float], scale: str, ticks: list[float] | None
+) -> None:
+    axes = panel(plots.training_curves(history().query("event == 'train'").assign(loss=values)), LOSS)
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == scale and low <= min(values) and high >= max(values)
+    if ticks:
+        assert [tick for tick in axes.get_yticks() if low <= tick <= high] == pytest.approx(ticks)
 
 
 def test_every_row_of_panels_has_its_labels_and_every_panel_all_updates() -> None:
@@ -126,6 +176,7 @@ def test_bars_have_the_values_and_strokes_the_baselines() -> None:
     assert [x for stroke in strokes for x in stroke if not np.isnan(stroke).any()] == pytest.approx(middles)
     bars = [bar.get_y() + bar.get_height() / 2 for bars in axes.containers for bar in bars]
     assert bars == pytest.approx([-0.19, 0.81, 0.19, 1.19]) and axes.yaxis_inverted()
+    assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > 1
 
 
 def test_bars_print_value_and_baseline_right_of_both() -> None:
@@ -152,12 +203,28 @@ def test_histogram_shows_counts_and_leaves_out_what_is_empty() -> None:
     assert figure.axes[0].get_yscale() == "log"
 
 
+def test_each_molecule_has_a_panel_with_its_own_counts_and_all_of_them_in_view() -> None:
+    other = pd.DataFrame([("prot", "test", 0, 256, 1), ("prot", "test", 256, 512, 7)], columns=lengths().columns)
+    figure = plots.length_histograms(pd.concat([lengths(), other]))
+    assert [axes.get_title("left") for axes in figure.axes] == ["gene", "prot"]
+    assert [axes.get_xlabel() != "" for axes in figure.axes] == [False, True]
+    step = next(patch for patch in figure.axes[1].patches if isinstance(patch, StepPatch))
+    assert [list(part) for part in step.get_data()[:2]] == [[1, 7], [0, 256, 512]]
+    for axes, longest, most in zip(figure.axes, (192, 512), (5, 7), strict=True):
+        assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] >= longest
+        assert axes.get_ylim()[0] < 1 and axes.get_ylim()[1] >= most
+
+
 def test_speed_shows_the_fields_that_exist_in_their_unit() -> None:
     figure = plots.speed_panels(history().assign(mfu=0.25))
     assert [axes.get_ylabel() for axes in figure.axes] == ["real tokens / s", "% of peak", "%"]
     assert list(np.asarray(figure.axes[0].lines[0].get_ydata())) == [1001, 1002, 1003, 1004]
     assert list(np.asarray(figure.axes[1].lines[0].get_ydata())) == [25] * 4
     assert list(np.asarray(figure.axes[2].lines[0].get_ydata())) == pytest.approx([97.0] * 4)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "optimizer updates"]
+    for axes, most in zip(figure.axes, (1004, 25, 97), strict=True):
+        assert axes.get_xlim() == (0, pytest.approx(40.8))
+        assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > most
 
 
 def test_waits_share_a_panel() -> None:
@@ -166,6 +233,7 @@ def test_waits_share_a_panel() -> None:
         "Waiting of the first process since the record before",
     )
     assert lines(axes) == {"for data": [0.1] * 4, "for other ranks": [0.2] * 4}
+    assert len({str(line.get_color()) for line in axes.lines}) == 2
 
 
 @pytest.mark.parametrize(
