@@ -73,14 +73,18 @@ def read_annotations(
         unknown = Counter[str]()
         if left_out is not None:
             left_out[file] = unknown
-        is_gff3 = file.removesuffix(".gz").endswith((".gff", ".gff3"))
-        for row in _read_gff3(file, types, unknown) if is_gff3 else _read_tsv(file):
+        for row in _read_gff3(file, types, unknown) if is_gff3(file) else _read_tsv(file):
             if row.span is None and not TASKS[row.task].multi_label:
                 first = classes[row.task].setdefault(row.id, sys.intern(row.label))
                 if first != row.label:
                     hint = f"leave one of the two: {row.task} is one class a sequence"
                     raise UserError(f"{row.id} is {row.label} here, but {first} before", where=row.where, hint=hint)
             yield row
+
+
+def is_gff3(file: str) -> bool:
+    """True for GFF3 files, by their names."""
+    return file.removesuffix(".gz").endswith((".gff", ".gff3"))
 
 
 def read_lines(file: str) -> Iterator[tuple[int, str]]:

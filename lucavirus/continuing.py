@@ -51,7 +51,7 @@ def refusal(work: Path, changed: list[str]) -> UserError:
         "the run was trained so far with other settings or data:\n" + "\n".join(f"    {line}" for line in changed),
         where=str(work),
         hint="set them back; or give the changed run a new name under `runs`; or begin it anew (the old work is set "
-        f"aside): snakemake train_{run} --config restart={run}",
+        f"aside): the same command with `--config restart={run}`",
     )
 
 

@@ -193,10 +193,7 @@ def summary_page(training: Training, skipped: int, scores: pd.DataFrame, summary
             f"# Run {training.run}\n",
             _markdown(pd.DataFrame(facts.items(), columns=["what", "value"])),
             "\n## Results\n",
-            "The baseline is the best answer without a look at the sequence: always the most frequent class, or the "
-            "frequencies of the classes. All metrics: [tasks.tsv](tasks.tsv).\n",
-            _markdown(scores),
-            "\n![main metric of each task](tasks.svg)\n",
+            *_results(scores),
             "## Training\n",
             "![losses and learning rate](curves.svg)\n\n![speed](speed.svg)\n",
             "## Data\n",
@@ -204,6 +201,17 @@ def summary_page(training: Training, skipped: int, scores: pd.DataFrame, summary
             "",
         ]
     )
+
+
+def _results(scores: pd.DataFrame) -> list[str]:
+    if scores.empty:
+        return ["None: no sequence of dev and test has a label of this run's tasks.\n"]
+    return [
+        "The baseline is the best answer without a look at the sequence: always the most frequent class, or the "
+        "frequencies of the classes. All metrics: [tasks.tsv](tasks.tsv).\n",
+        _markdown(scores),
+        "\n![main metric of each task](tasks.svg)\n",
+    ]
 
 
 def _duration(seconds: float) -> str:

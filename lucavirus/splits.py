@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def make_datasets(settings: Settings, shards: Path, out: Path, ranks: Ranks) -> 
         histogram = pd.DataFrame([row for _, lengths in tables for row in lengths])
         replace_text(out / "lengths.tsv", histogram.to_csv(sep="\t", index=False))
         replace_text(out / "summary.tsv", summary.to_csv(sep="\t", index=False))
-        return summary.to_string(index=False)
+        return "\n".join([summary.to_string(index=False), *_warnings(summary)])
     return ""
 
 
@@ -144,6 +144,7 @@ def _divide(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     mine = np.flatnonzero(rows.molecule == MOLECULES.index(molecule))
     assigned = assign(rows.parent[mine], rows.fixed[mine], split)
+    _require_train(molecule, assigned, rows.parent[mine][rows.fixed[mine] < 0], split)
     leaks = drop_leaks(assigned, rows.content[mine], rows.parent[mine])
     counts, lengths = [], []
     for number, name in enumerate(SPLITS):
@@ -158,10 +159,31 @@ def _divide(
         })  # fmt: skip
         label = {"molecule": molecule, "split": name}
         dropped = int((leaks & (assigned == number)).sum())
-        size = {"sequences": len(chosen), "tokens": int(arrays["length"].sum()), "dropped": dropped}
+        size = {
+            "sequences": len(chosen), "whole_sequences": len(np.unique(rows.parent[chosen])),
+            "tokens": int(arrays["length"].sum()), "dropped": dropped,
+        }  # fmt: skip
         counts.append({**label, **size, **length_statistics(arrays["length"])})
         lengths += [{**label, **bin_} for bin_ in length_histogram(arrays["length"], _length_edges(rows.length))]
     return counts, lengths
+
+
+def _require_train(molecule: str, assigned: NDArray[np.int8], free: NDArray[np.uint64], split: Split) -> None:
+    """Refuse numbers of sequences for dev and test that are all there are; `free` are the hashes of those divided."""
+    if len(free) and split.dev + split.test >= 1 and SPLITS.index("train") not in assigned:
+        raise UserError(
+            f"dev and test ask for {split.dev:g} + {split.test:g} sequences, and there are {len(np.unique(free)):,} of "
+            f"{molecule}: none is left to train on",
+            where="split", hint="lower split.dev and split.test, or give fractions, as 0.1",
+        )  # fmt: skip
+
+
+def _warnings(summary: pd.DataFrame) -> Iterator[str]:
+    """A line for each split of a molecule that has nothing while another one has."""
+    for molecule, rows in summary.groupby("molecule", sort=False):
+        empty = rows["split"][rows["sequences"] == 0]
+        if len(empty) < len(SPLITS):
+            yield from (f"warning: there is no {molecule} in {split}" for split in empty)
 
 
 def _length_edges(lengths: NDArray[np.integer], bins: int = 40) -> list[int]:

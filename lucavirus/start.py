@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from lucavirus.prepare import Prepared, prepare
 from lucavirus.publish import model_files
 from lucavirus.sharding import place
 from lucavirus.state import Checkpoints, State, read_fingerprint, read_state, restore_moments, restore_weights
+from lucavirus.tasks import TASKS
 from lucavirus.update import Updater
 from lucavirus.weights import import_weights
 
@@ -155,6 +157,18 @@ def _early_end(started: Started) -> list[str]:
     return [f"warning: with max_steps {last:,} the run ends {epochs}{why if run.max_steps == 'auto' else ''}"]
 
 
+def _warnings(prepared: Prepared) -> Iterator[str]:
+    """What these data cannot teach, or not tell."""
+    yield from (f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped)
+    for task, classes in prepared.classes.items():
+        if classes == 1 and not TASKS[task].multi_label:
+            yield f"warning: {task} has one class only: there is nothing to learn"
+    if not len(prepared.dev):
+        yield "warning: there is no dev sequence: which weights are the best is not known, and the last ones are taken"
+    if not len(prepared.test):
+        yield "warning: there is no test sequence: how good the model is with new sequences is not measured"
+
+
 def _introduction(started: Started) -> list[str]:
     run, prepared, plan = started.prepared.run, started.prepared, started.prepared.plan
     compute = started.updater.compute
@@ -163,7 +177,7 @@ def _introduction(started: Started) -> list[str]:
     faster = advice(compute.device, compute.attention, prepared.architecture.attention_head_size, run.deterministic)
     max_steps = f"{started.updater.max_steps:,}{' (auto)' if run.max_steps == 'auto' else ''}"
     return [
-        *(f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped),
+        *_warnings(prepared),
         f"run {prepared.name}: {parameters:,} parameters, {sizes} sequences (train / dev / test)",
         f"B = {run.gpus} x {run.batch_size} x {run.gradient_accumulation_steps} = {run.sequences_per_update} "
         f"sequences an update, computed by {started.ranks.world_size} process(es) on {compute.device_name} "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lucavirus.annotations import Annotation, read_annotations, read_lines
+from lucavirus.annotations import Annotation, is_gff3, read_annotations, read_lines
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
 from lucavirus.errors import UserError, close_to
@@ -26,6 +26,10 @@ from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
 # Of each annotation file and molecule: the ids that its rows name, with the line of the first such row.
 Wanted = dict[tuple[str, Molecule], dict[str, int]]
+_GFF3_HINT = (
+    "GFF3 counts from 1, both ends included; features across the origin of a circle need Is_circular=true in the row "
+    "of the whole sequence"
+)
 
 
 @dataclass
@@ -192,8 +196,12 @@ class SourceLabels:
             labels = self._find(record) if record.labels is None else parse_labels(record.labels, record.molecule)
             check_labels(labels, length, self._sizes)
         except UserError as error:
-            where = record.where if record.labels is not None else self._where(record, length)
-            raise UserError(error.what, where=where, hint=error.hint) from None
+            row = self._outside(record, length) if record.labels is None else None
+            if row and row.span and is_gff3(row.file):
+                first, last = (place + 1 for place in row.span)
+                what = f"the feature from {first} to {last} is not within the sequence of {length} residues"
+                raise UserError(what, where=row.where, hint=_GFF3_HINT) from None
+            raise UserError(error.what, where=row.where if row else record.where, hint=error.hint) from None
         return labels
 
     def _annotations(self, left_out: dict[str, Counter[str]] | None = None) -> Iterator[Annotation]:
@@ -211,9 +219,7 @@ class SourceLabels:
         # A class that is given twice to a sequence counts once.
         return {task: rows if len(rows[0]) > 1 else list(dict.fromkeys(rows)) for task, rows in labels.items()}
 
-    def _where(self, record: Record, length: int) -> str:
-        """`file:line` of the first row that puts a span outside the record."""
-        for row in self._annotations():
-            if row.id == record.id and row.span is not None and row.span[1] >= length:
-                return row.where
-        return record.where
+    def _outside(self, record: Record, length: int) -> Annotation | None:
+        """The first row that puts a span outside the record."""
+        rows = (row for row in self._annotations() if row.id == record.id and row.span is not None)
+        return next((row for row in rows if row.span and row.span[1] >= length), None)

@@ -266,7 +266,8 @@ def resumed_training(wildcards) -> list[str]:
     checkpoints = work / "checkpoints"
     if SETTINGS.model_dirpath is None and not any(checkpoints.glob("step-*")):
         raise ConfigurationError(
-            f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it with: snakemake train_{run}"
+            f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it: the same command with "
+            f"train_{run} in the place of resume"
         )
     if SETTINGS.model_dirpath is None and SETTINGS.trained_checkpoint:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ from tests.launching import LAUNCHER, Start
 def shipped(root: Path) -> dict[str, Any]:
     raw: dict[str, Any] = yaml.safe_load((root / "config/config.yaml").read_text())
     return raw
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    """Write a text to a file of a name in tmp_path; returns its path."""
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
 
 
 @pytest.fixture(autouse=True)

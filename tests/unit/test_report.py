@@ -125,6 +125,13 @@ def test_a_short_run_without_a_best_model_that_skipped_updates(files: dict[str, 
     assert "| skipped | 2 update(s)" in page
 
 
+def test_a_run_without_held_out_sequences_has_no_empty_table(files: dict[str, Path], tmp_path: Path) -> None:
+    files["evaluation"].write_text(json.dumps(EVALUATION | {"splits": {"dev": {}, "test": {}}}))
+    report.write_run_report(run="mine", out=tmp_path / "out", **files)
+    page = (tmp_path / "out" / "summary.md").read_text()
+    assert "## Results\n\nNone: no sequence of dev and test has a label of this run's tasks.\n\n## Training" in page
+
+
 def test_a_run_without_skipped_updates_does_not_speak_of_them(files: dict[str, Path], tmp_path: Path) -> None:
     lines = files["metrics"].read_text().splitlines()
     files["metrics"].write_text("\n".join(line for line in lines if "skip" not in line))

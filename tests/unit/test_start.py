@@ -21,7 +21,7 @@ from lucavirus.model import LucaVirus
 from lucavirus.plan import Plan
 from lucavirus.prepare import prepare
 from lucavirus.shards import map_arrays, write_arrays
-from lucavirus.start import Started, _arrange, _early_end, _first_state, start
+from lucavirus.start import Started, _arrange, _early_end, _first_state, _warnings, start
 from lucavirus.state import Checkpoints, State
 from tests import tiny
 
@@ -39,6 +39,18 @@ def test_a_schedule_that_ends_before_the_epochs_is_told(run: Run, last: int, tol
     prepared = SimpleNamespace(run=run, plan=SimpleNamespace(updates=48, updates_per_epoch=4))
     started: Any = SimpleNamespace(prepared=prepared, updater=SimpleNamespace(max_steps=last))
     assert _early_end(started) == told
+
+
+def test_what_the_data_cannot_teach_or_tell_is_told() -> None:
+    words: dict[str, Any] = {
+        "dropped": ("gene_taxonomy",), "classes": {"prot_site": 1, "prot_domain": 2, "prot_keyword": 1},
+        "dev": range(1), "test": range(1),
+    }  # fmt: skip
+    left_out = "warning: gene_taxonomy has no label in these data; the run goes on without it"
+    trivial = "warning: prot_site has one class only: there is nothing to learn"  # a keyword is there or not
+    assert list(_warnings(SimpleNamespace(**words))) == [left_out, trivial]  # type: ignore[arg-type]
+    told = list(_warnings(SimpleNamespace(**words | {"dev": (), "test": ()})))  # type: ignore[arg-type]
+    assert [line.split(":")[1] for line in told[2:]] == [" there is no dev sequence", " there is no test sequence"]
 
 
 def test_a_restart_of_what_has_not_changed_is_told_and_sets_nothing_aside(tmp_path: Path) -> None:

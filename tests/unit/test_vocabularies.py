@@ -279,7 +279,8 @@ def test_a_span_beyond_the_sequence_is_told_with_the_line_of_its_row(case: Case,
     assert message.startswith(f"{tmp_path}/labels.tsv:9: the prot_domain span [2, 7] is not within the sequence of 7")
     _, labels = source_labels(case(), "g")
     message = mistake(lambda: labels.of(Record("g2", "gene", b"", "g.fasta", 0), 3))
-    assert message.startswith(f"{tmp_path}/genes.gff3:4: the gene_type span [0, 3] is not within the sequence of 3")
+    assert message.startswith(f"{tmp_path}/genes.gff3:4: the feature from 1 to 4 is not within the sequence of 3 res")
+    assert "counts from 1" in message and "Is_circular=true" in message
 
 
 def test_names_missing_in_the_vocabulary_of_the_shards(case: Case, tmp_path: Path) -> None:
