@@ -238,7 +238,7 @@ def test_resume_wants_a_checkpoint(snakemake: Snakemake, tree: Path) -> None:
     run = snakemake("-n", "resume", "--config", "run=single")
     assert run.returncode == 1
     assert "run single has no checkpoint in work/demo/single/checkpoints: nothing to resume" in said(run)
-    assert "Start it with: snakemake train_single" in said(run)
+    assert "the same command with train_single in the place of resume" in said(run)
 
 
 def test_resume_wants_the_checkpoint_that_is_named(snakemake: Snakemake, tree: Path) -> None:
