@@ -125,7 +125,7 @@ def test_the_report_is_one_page_with_captions(done: Path) -> None:
 
 def test_resume_goes_back_to_an_older_checkpoint(done: Path) -> None:
     nothing = run(done, "resume", "--config", "run=single")
-    assert nothing.returncode != 0 and "nothing to resume. Start it: the same command with train_single" in nothing.stderr
+    assert nothing.returncode != 0 and "nothing to resume. Start it: the same command" in nothing.stderr
     work, results = done / "work/demo/full", done / "results/demo/runs/full"
     *_, older, newest = sorted(int(path.name[5:]) for path in (work / "checkpoints").iterdir())
     weights = (results / "model/model.safetensors").read_bytes()
