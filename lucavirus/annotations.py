@@ -11,6 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 from urllib.parse import unquote
 
 from lucavirus.blocks import BOM, reading
@@ -94,7 +95,8 @@ def read_lines(file: str) -> Iterator[tuple[int, str]]:
             try:
                 text = (line.removeprefix(BOM) if number == 1 else line).decode().rstrip("\r\n")
             except UnicodeDecodeError:
-                hint = "save the file as UTF-8, for example with `iconv -f latin1 -t utf-8`"
+                now = "utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
+                hint = f"save the file as UTF-8, for example with `iconv -f {now} -t utf-8`"
                 raise _mistake(file, number, "the line is not valid UTF-8", hint) from None
             if "\0" in text:
                 raise _mistake(file, number, "is not text", "expected plain text (UTF-8), or gzip in a file named .gz")
@@ -177,7 +179,8 @@ def _check_header(file: str, number: int, header: list[str]) -> None:
     missing = [name for name in ("seq_id", "task", "label") if header.count(name) != 1]
     if missing:
         hint = "a TSV begins with seq_id, task, start, end, label (tabs between); GFF3 files are named .gff or .gff3"
-        raise _mistake(file, number, f"the header must have the column {', '.join(missing)} once", hint)
+        what = f"the header must have the column {', '.join(missing)} once, and not {shorten(', '.join(header), 80)}"
+        raise _mistake(file, number, what, hint)
 
 
 def _tsv_row(file: str, number: int, cells: Mapping[str, str]) -> Annotation:
@@ -190,6 +193,8 @@ def _tsv_row(file: str, number: int, cells: Mapping[str, str]) -> Annotation:
         raise _mistake(file, number, f"there is no task {task}{close_to(task, SUPERVISED)}", hint)
     start, end = cells.get("start", ""), cells.get("end", "")
     if TASKS[task].level == "span":
+        if not start and not end:
+            raise _mistake(file, number, f"{task} labels spans, but start and end are empty", "fill both")
         # A table program that knows empty cells only among decimal numbers writes 12.0.
         span = _range(file, number, start.removesuffix(".0"), end.removesuffix(".0"), first=0)
         return Annotation(file, number, name, task, label, span)

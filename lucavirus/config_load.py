@@ -22,6 +22,9 @@ _GROUPS: dict[str, type[BaseModel]] = {
     "sources": Source, "split": Split, "tokenize": Tokenize, "model": Model,
     "training": Run, "runs": Run, "stop_after": StopAfter,
 }  # fmt: skip
+_GROUP = "must be a group of settings (`name: value` lines)"
+# Our words where pydantic speaks of Python's types.
+_WORDS = {"tuple_type": "must be a list, as [a, b]", "dict_type": _GROUP, "model_type": _GROUP}
 # Keys of the file that are merged into each run before validation.
 _SHARED = ("model", "training")
 
@@ -145,7 +148,7 @@ def _group(raw: Mapping[str, Any], key: str, problems: list[tuple[Location, str]
     value = raw.get(key)
     if isinstance(value, Mapping | None):
         return dict(value or {})
-    problems.append(((key,), "must be a group of settings (`name: value` lines)"))
+    problems.append(((key,), _GROUP))
     return {}
 
 
@@ -225,9 +228,11 @@ def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
         return where, f"is not a setting{close_to(str(where[-1]), known)}"
     if detail["type"] == "missing":
         return where, "is missing"
-    text = detail["msg"].removeprefix("Value error, ")
+    text = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
+    if detail["type"] == "literal_error":
+        shown += close_to(str(given), re.findall("'(.*?)'", detail["ctx"]["expected"]))
     return where, text[0].lower() + text[1:] + shown
 
 

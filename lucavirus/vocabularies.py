@@ -10,6 +10,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +35,18 @@ _GFF3_HINT = (
 
 @dataclass
 class Summary:
-    """What was found: classes by task, and features left out of GFF3 files by type."""
+    """What was found: classes by task, features left out of GFF3 files by type, and names that may mean the same."""
 
     classes: dict[str, int]
     left_out: Counter[str] = field(default_factory=Counter)
+    alike: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{task}: {n} classes" + (" (no labels found)" if not n else "") for task, n in self.classes.items()]
         if self.left_out:
             types = ", ".join(f"{kind} {n}" for kind, n in self.left_out.most_common())
             lines.append(f"GFF3 features without a gene_type class, left out: {types} (see gff3_types)")
+        lines += [f"warning: {names} differ in case only, and are two classes" for names in self.alike]
         return "\n".join(lines)
 
 
@@ -70,7 +73,16 @@ def build_vocabularies(settings: Settings, out: Path) -> Summary:
     classes = {task: given.get(task) or tuple(sorted(names[task])) for task in SUPERVISED}
     for task, vocabulary in classes.items():
         replace_text(out / f"{task}.txt", "".join(f"{label}\n" for label in vocabulary))
-    return Summary({task: len(found) for task, found in classes.items()}, sum(left_out.values(), Counter()))
+    counts = {task: len(found) for task, found in classes.items()}
+    return Summary(counts, sum(left_out.values(), Counter()), list(_alike(names)))
+
+
+def _alike(names: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Neighbouring class names of a task that differ in nothing but their case."""
+    for task, found in sorted(names.items()):
+        for one, other in pairwise(sorted(found, key=lambda name: (name.casefold(), name))):
+            if one.casefold() == other.casefold():
+                yield f"{one} and {other} of {task}"
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:

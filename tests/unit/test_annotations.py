@@ -190,12 +190,13 @@ FULL = "seq_id\ttask\tstart\tend\tlabel\na\tgene_taxonomy\t\t\tX\n"
         ("a\t\t1\t2\tCDS", "task is empty"),
         ("\tgene_type\t1\t2\tCDS", "seq_id is empty"),
         ("a\tgene_type\t1\t2\t ", "label is empty"),
-        ("a\tgene_type\t\t\tCDS", "start '' and end '' must both be numbers"),
         ("a\tgene_type\t1\t\tCDS", "start '1' and end '' must both be numbers"),
         ("a\tgene_type\t1\t2_0\tCDS", "start '1' and end '2_0' must both be numbers"),
         ("a\tgene_type\t1\t9223372036854775808\tCDS", "start '1' and end '9223372036854775808' must both be numbers"),
         ("a\tgene_type\t1.5\t2\tCDS", "start '1.5' and end '2' must both be numbers"),
         ("a\tgene_type\t3\t2\tCDS", "start 3 is after end 2"),
+        ("a\tgene_type\t\t\tCDS", "gene_type labels spans, but start and end are empty"),
+        ("a\tgene_type\t1\t\tCDS", "start '1' and end '' must both be numbers"),
         ("a\tgene_type\t-1\t2\tCDS", "start -1 is before the first position, 0"),
         ("a\tprot_taxonomy\t\t2\tX", "prot_taxonomy labels whole sequences, but here is a span"),
         ("a\tgene_taxonomy\t\t\tY", "a is Y here, but X before"),
@@ -221,7 +222,7 @@ def test_two_classes_are_told_across_files_but_not_across_tasks_or_sequences(wri
     ("content", "where", "what"),
     [
         (b"", "", "is empty: there is no header"),
-        (b"seq_id\ttask\nx\ty\n", ":1", "the header must have the column label once"),
+        (b"seq_id\ttask\nx\ty\n", ":1", "the header must have the column label once, and not seq_id, task\n"),
         (b"seq_id,task,label\n", ":1", "the header must have the column seq_id, task, label once"),
         (b"seq_id\ttask\tlabel\tlabel\n", ":1", "the header must have the column label once"),
         (b"seq_id\ttask\tlabel\na\tgene_taxonomy\tcaf\xe9\n", ":2", "the line is not valid UTF-8"),
@@ -231,6 +232,12 @@ def test_two_classes_are_told_across_files_but_not_across_tasks_or_sequences(wri
 def test_bad_tsv_files(write: Write, content: bytes, where: str, what: str) -> None:
     file = write(content, "a.tsv")
     assert mistake(lambda: rows(file)).startswith(f"{file}{where}: {what}")
+
+
+@pytest.mark.parametrize(("coding", "named"), [("utf-16", "utf-16"), ("latin1", "latin1")])
+def test_how_a_file_becomes_utf_8_is_told(write: Write, coding: str, named: str) -> None:
+    file = write("caf\xe9\ttask\n".encode(coding), "a.tsv")
+    assert f"`iconv -f {named} -t utf-8`" in mistake(lambda: rows(file))
 
 
 def test_cut_annotation_file(tmp_path: Path) -> None:

@@ -90,13 +90,28 @@ def written(folder: Path) -> dict[str, tuple[str, ...]]:
     return {path.stem: read_vocabulary(path) for path in folder.iterdir()}
 
 
+def test_names_that_differ_in_case_only_are_told(case: Case, tmp_path: Path) -> None:
+    rows = "".join(
+        f"{seq}\tprot_keyword\t\t\t{name}\n" for seq, name in (("p1", "virion"), ("p2", "VIRION"), ("p2", "A"))
+    )
+    told = str(build_vocabularies(case({"labels.tsv": TSV + rows}), tmp_path / "out")).splitlines()
+    assert [line for line in told if "warning" in line] == [
+        "warning: VIRION and Virion of prot_keyword differ in case only, and are two classes",
+        "warning: Virion and virion of prot_keyword differ in case only, and are two classes",
+    ]
+
+
 def test_vocabularies_are_the_sorted_names_of_all_sources(case: Case, tmp_path: Path) -> None:
     summary = build_vocabularies(case(), tmp_path / "made/out")
     assert written(tmp_path / "made/out") == NAMES
     assert (tmp_path / "made/out/gene_type.txt").read_bytes() == b"CDS\nregulatory\ntRNA\n"
     assert (tmp_path / "made/out/prot_site.txt").read_bytes() == b""
     assert summary == Summary({task: len(NAMES[task]) for task in SUPERVISED}, Counter({"region": 1}))
-    assert "prot_site: 0 classes (no labels found)" in str(summary) and "left out: region 1" in str(summary)
+    assert (
+        "warning" not in str(summary)
+        and "prot_site: 0 classes (no labels found)" in str(summary)
+        and "left out: region 1" in str(summary)
+    )
 
 
 def test_given_vocabularies_keep_their_order_and_their_unused_names(case: Case, tmp_path: Path) -> None:
