@@ -11,7 +11,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from textwrap import shorten
 from urllib.parse import unquote
 
 from lucavirus.blocks import BOM, reading
@@ -179,7 +178,7 @@ def _check_header(file: str, number: int, header: list[str]) -> None:
     missing = [name for name in ("seq_id", "task", "label") if header.count(name) != 1]
     if missing:
         hint = "a TSV begins with seq_id, task, start, end, label (tabs between); GFF3 files are named .gff or .gff3"
-        what = f"the header must have the column {', '.join(missing)} once, and not {shorten(', '.join(header), 80)}"
+        what = f"the header must have the column {', '.join(missing)} once, and not {', '.join(header)[:80]}"
         raise _mistake(file, number, what, hint)
 
 

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.annotated import Case, annotated
 from tests.launching import LAUNCHER, Start
 
 
@@ -30,6 +32,12 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """Make settings over small annotated files in tmp_path, which may be replaced."""
+    return partial(annotated, tmp_path)
 
 
 @pytest.fixture(autouse=True)

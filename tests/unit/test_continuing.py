@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lucavirus.checkpoint import keep_only, save_checkpoint
-from lucavirus.continuing import changed_settings, differences, forget_rewind, require_step, rewind, set_aside
+from lucavirus.continuing import changed_settings, differences, forget_rewind, refusal, require_step, rewind, set_aside
 from lucavirus.errors import UserError
 
 FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights")}
@@ -90,3 +90,9 @@ def test_of_data_is_told_that_they_changed_not_their_hashes() -> None:
     now = {"seed": 1, "sequences and labels": ["0a", "3d"], "vocabulary of prot_site": "4e"}
     assert differences(saved, now) == ["sequences and labels: changed", "vocabulary of prot_site: changed"]
     assert differences(saved, saved) == []
+
+
+def test_what_to_type_fits_every_call(tmp_path: Path) -> None:
+    # A command by itself would lack what names the project: --configfile, or a profile.
+    message = str(refusal(tmp_path / "mine", ["seed: 1 -> 2"]))
+    assert message.endswith("begin it anew (the old work is set aside): the same command with `--config restart=mine`")

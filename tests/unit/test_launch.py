@@ -151,6 +151,8 @@ def test_the_environment_finds_the_package_and_shadows_no_module(monkeypatch: py
     assert [found[f"PYTHON{name}"] for name in ("SAFEPATH", "UNBUFFERED", "UTF8")] == ["1", "1", "1"]
     assert found["LUCAVIRUS_ERROR_FILE"] == "errors"
     assert found["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert environment(["python"], Path("errors"))["GOMP_SPINCOUNT"] == "5000"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from lucavirus.model import LucaVirus
 from lucavirus.plan import Plan
 from lucavirus.prepare import prepare
 from lucavirus.shards import map_arrays, write_arrays
-from lucavirus.start import Started, _arrange, _early_end, _first_state, _warnings, start
+from lucavirus.start import Started, _arrange, _early_end, _first_state, _introduction, _warnings, start
 from lucavirus.state import Checkpoints, State
 from tests import tiny
 
@@ -178,6 +179,13 @@ def test_the_schedule_ends_at_the_last_rate(project: Path, last_rate: float, ste
     prepared = prepare("full", tiny.RUN.model_copy(update=auto), project.parent)
     assert prepared.plan.updates == 116 and prepared.max_steps() == steps
     assert prepare("full", tiny.RUN, project.parent).max_steps() == 200
+
+
+def test_warnings_come_before_what_the_run_is(project: Path, tmp_path: Path) -> None:
+    started = begun(project, tmp_path, {})
+    started.prepared = replace(started.prepared, dropped=("prot_site",))
+    first, second, *_ = _introduction(started)
+    assert first.startswith("warning: prot_site has no label") and second.startswith("run full: ")
 
 
 def test_a_run_without_training_sequences_is_refused(project: Path, tmp_path: Path) -> None:
