@@ -98,10 +98,10 @@ def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None when it is whole."""
     try:
-        sums = json.loads((path / _MARKER).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sums = json.loads((path / _MARKER).read_text())["sha256"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"no readable {_MARKER}"
-    for name, wanted in sums.items():
+    for name, wanted in sums:
         try:
             if _checksum(path / name) != wanted:
                 return f"{name} does not match its checksum"

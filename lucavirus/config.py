@@ -199,6 +199,8 @@ class Run(Frozen):
         for molecule in self.molecules:
             if not any(TASKS[task].molecule == molecule for task in self.tasks):
                 yield f"molecules has {molecule}, but no task of the run learns from it"
+        if not any(map(self.task_weight, self.tasks)):
+            yield "task_weights are 0 for all tasks of the run: nothing would be learned"
         warmup_updates = self.warmup_steps / self.gradient_accumulation_steps
         if self.max_steps != "auto" and warmup_updates >= self.max_steps:
             yield (
@@ -248,6 +250,8 @@ class Settings(Frozen):
         names = [source.name for source in self.sources]
         for name in {name for name in names if names.count(name) > 1}:
             yield f"two sources are named {name}"
+        if len(set(self.report_runs)) < len(self.report_runs):
+            yield f"report_runs names one of them twice: {', '.join(self.report_runs)}"
         for task in self.vocabularies:
             if task not in SUPERVISED:
                 yield f"vocabularies has {task}, which has no labels"

@@ -96,6 +96,8 @@ class Source(Frozen):
             yield "the labels of a CSV are in the CSV; remove `annotations`"
         if self.window_size is not None and self.window_overlap >= self.window_size:
             yield "window_overlap must be smaller than window_size"
+        if self.window_size is None and self.window_overlap:
+            yield "window_overlap goes only with window_size"
 
 
 class Split(Frozen):

@@ -24,7 +24,10 @@ _GROUPS: dict[str, type[BaseModel]] = {
 }  # fmt: skip
 _GROUP = "must be a group of settings (`name: value` lines)"
 # Our words where pydantic speaks of Python's types.
-_WORDS = {"tuple_type": "must be a list, as [a, b]", "dict_type": _GROUP, "model_type": _GROUP}
+_WORDS = {
+    "tuple_type": "must be a list, as [a, b]", "too_short": "must have at least one item",
+    "dict_type": _GROUP, "model_type": _GROUP,
+}  # fmt: skip
 # Keys of the file that are merged into each run before validation.
 _SHARED = ("model", "training")
 

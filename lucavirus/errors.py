@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +15,8 @@ PREEMPTED = 75
 SAVED = "preempted"
 # In that of a stage that was asked to end by SIGUSR1, which is how schedulers are told to warn.
 TIME_LIMIT = "(SIGUSR1 came: the time limit is near)"
+# What the system says when no more can be written, wherever that happens.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Preempted(Exception):
@@ -42,7 +45,7 @@ def close_to(name: str, known: Iterable[str]) -> str:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; a UserError becomes one message and exit status 1, without a traceback; Preempted 75.
+    """Run a stage's `main`; a UserError, or a full disk, becomes one message and exit status 1; Preempted 75.
 
     The message also goes to the file that the launcher names in `LUCAVIRUS_ERROR_FILE`, so that the launcher
     can show it once, whatever number of ranks met the same problem.
@@ -54,6 +57,13 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(PREEMPTED)
     except UserError as error:
         _report(f"error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        what, where = f"cannot be written: {os.strerror(error.errno)}", str(error.filename or "a file")
+        hint = "make room (`df -h` tells which disk is full, `quota` what is yours), then start the same command again"
+        _report(f"error: {UserError(what, where=where, hint=hint)}")
         sys.exit(1)
 
 

@@ -169,7 +169,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.work).free
         if free < needed - there:
             raise UserError(
-                f"{(needed - there) / 1e9:.1f} GB are needed for checkpoints, {free / 1e9:.1f} GB are free",
+                f"{(needed - there) / 1e6:,.0f} MB are needed for checkpoints, {free / 1e6:,.0f} MB are free",
                 where=str(self.work),
                 hint="make room, or lower keep_last; `work` may be a link to a larger disk",
             )

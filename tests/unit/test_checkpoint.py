@@ -56,7 +56,7 @@ def test_the_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100", "step-20", "step-900, a copy of mine"]
 
 
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "half-deleted", "no marker", "foreign"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "half-deleted", "no marker", "[]", '{"sha256": []}'])
 def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, harm: str) -> None:
     _save(tmp_path, 1, 2)
     weights, marker = tmp_path / "step-2/model.safetensors", tmp_path / "step-2/complete.json"
@@ -70,7 +70,7 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, harm: str) -
     elif harm == "no marker":
         marker.unlink()
     else:
-        marker.write_text("[]")
+        marker.write_text(harm)
     said: list[str] = []
     assert newest_complete(tmp_path, said.append) == tmp_path / "step-1"
     assert len(said) == 1 and "step-2 is damaged" in said[0] and damage(tmp_path / "step-1") is None
@@ -163,7 +163,7 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
     # 4 MB of weights: 12 a checkpoint, four of them, and the best weights twice make 56.
     Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
     usage.free = 50e6
-    with pytest.raises(UserError, match="0.1 GB are needed for checkpoints"):
+    with pytest.raises(UserError, match="56 MB are needed for checkpoints, 50 MB are free"):
         Checkpoints(tmp_path, {}).require_space(model, keep_last=3)
     # What the run itself has there will be replaced; what was set aside, or is kept for good, stays.
     for place, enough in (

@@ -10,6 +10,7 @@ import yaml
 
 from lucavirus.config_load import chosen_run, chosen_source, load_settings
 from lucavirus.errors import UserError
+from lucavirus.tasks import SUPERVISED
 from tests.changed_settings import MADE, merged, mistakes, one_source
 
 
@@ -36,7 +37,7 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"run": "ful"}, "run names ful, which is not in runs"),
         ({"run": "full", "model_dirpath": "config"}, "model_dirpath needs trained_checkpoint"),
         ({"project": "a/b"}, "project: string should match pattern"),
-        ({"sources": []}, "sources: tuple should have at least 1 item"),
+        ({"sources": []}, "has 1 mistake:\n  sources: must have at least one item"),
         ({"model": 3}, "model: must be a group of settings"),
         # An overlay's `training:` with nothing below it replaces the whole group.
         ({"training": None}, "training: is empty: put settings below it, or remove the line"),
@@ -62,6 +63,12 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"sources": [3]}, "has 1 mistake:\n  sources.0: must be a group of settings"),
         (one_source(name=5), "has 1 mistake:\n  sources.0.name: input should be a valid string"),
         (one_source(window_size=64, window_overlap=64), "sources.0: window_overlap must be smaller than window_size"),
+        (one_source(window_overlap=8), "has 1 mistake:\n  sources.0: window_overlap goes only with window_size"),
+        ({"report_runs": ["full", "full"]}, "has 1 mistake:\n  configuration: report_runs names one of them twice: full"),
+        (
+            {"runs": {"full": {"tasks": ["gene_mask", "prot_mask"], "task_weights": {"gene_mask": 0, "prot_mask": 0}}}},
+            "has 1 mistake:\n  runs.full: task_weights are 0 for all tasks of the run",
+        ),
         (one_source(kind=None), "a FASTA source needs `kind: gene` or `kind: prot`"),
         (one_source(files=["a.csv", "a.fasta"]), "sources.0: one source cannot have both FASTA and CSV files"),
         (one_source(files=["a.csv.gz"]), "a CSV says the kind of each row itself; remove `kind`"),
@@ -88,6 +95,7 @@ def test_a_mistake_is_told(shipped: dict[str, Any], change: dict[str, Any], mess
         {"training": {"max_tokens_per_pack": 258}}, {"split": {"dev": 0, "test": 100}},
         {"split": {"dev": 100, "test": 0}}, {"training": {"model_dirpath": MADE[0]}},
         {"split": {"dev": 600, "test": 600}}, one_source(window_size=64, window_overlap=63),
+        {"runs": {"full": {"task_weights": dict.fromkeys(SUPERVISED, 0) | {"gene_mask": 0}}}},
     ],
     ids=str,
 )  # fmt: skip
@@ -267,6 +275,7 @@ vocabularies: [a]
         {"training": {"gpus": "x", "nodes": 3}}, {"model": {"hidden_size": None, "num_attention_heads": 6}},
         {"model": {"max_length": 2}, "training": {"max_tokens_per_pack": 300}},
         {"sources": [{"name": "a", "files": MADE[:1], "kind": "genes"}]},
+        one_source(window_size=0, window_overlap=4),
     ],
     ids=str,
 )  # fmt: skip

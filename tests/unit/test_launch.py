@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +56,17 @@ def failing(error: Exception) -> object:
     with pytest.raises(SystemExit) as ended:
         run_stage(fail)
     return ended.value.code
+
+
+def test_a_full_disk_is_told_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(SystemExit, match="1"):
+        run_stage(partial(full.write, b"x"))
+    assert failing(OSError(errno.EDQUOT, "Disk quota exceeded", "work/demo/x")) == 1
+    hint = "make room (`df -h` tells which disk is full, `quota` what is yours), then start the same command again"
+    told = ("a file: cannot be written: No space left on device", "work/demo/x: cannot be written: Disk quota exceeded")
+    assert capsys.readouterr().err == "".join(f"error: {what}\n  What to do: {hint}\n" for what in told)
+    with pytest.raises(PermissionError):
+        run_stage(Path("/proc/version").unlink)
 
 
 def test_an_error_that_a_full_disk_does_not_take_is_shown(
