@@ -32,17 +32,22 @@ _WORDS = {
 _SHARED = ("model", "training")
 
 
-def load_settings(raw: Mapping[str, Any], files: Sequence[str] = (), made: Collection[str] = ()) -> Settings:
+def load_settings(
+    raw: Mapping[str, Any],
+    files: Sequence[str] = (),
+    made: Collection[str] = (),
+    typed: Mapping[str, Any] | None = None,
+) -> Settings:
     """Validate a merged configuration and check that its input files exist.
 
-    `files` are the YAML files it came from (for line numbers), `made` the inputs that a rule makes.
-    Raises one UserError that lists every mistake.
+    `files` are the YAML files it came from (for line numbers), `typed` what came from `--config`, `made` the inputs
+    that a rule makes. Raises one UserError that lists every mistake.
     """
     problems = [found for file in files for found in repeated(file)]
     complete = _expand_files(_complete_runs(raw, problems), raw, made, problems)
     problems += [_explain(detail, raw) for detail in _mistakes(complete)]
     if problems:
-        raise UserError(_message(_once(problems, complete["runs"]), files))
+        raise UserError(_message(_once(problems, complete["runs"]), files, typed or {}))
     return Settings.model_validate(complete)
 
 
@@ -251,7 +256,7 @@ def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:
 
 
 def _gives(own: Any, where: Location) -> bool:
-    """True where a run gives a setting itself, or the value that it is in."""
+    """True where a group gives a setting itself, or the value that it is in."""
     for part in where:
         if not isinstance(own, Mapping):
             return own is not None
@@ -268,11 +273,11 @@ def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[t
     return [(("training",) if text in shared and where[:1] == ("runs",) else where, text) for where, text in problems]
 
 
-def _message(problems: list[tuple[Location, str]], files: Sequence[str]) -> str:
+def _message(problems: list[tuple[Location, str]], files: Sequence[str], typed: Mapping[str, Any]) -> str:
     lines = []
     for where, text in dict.fromkeys(problems):
         name = ".".join(str(part) for part in where) or "configuration"
-        at = locate(where, files)
+        at = "--config" if where and _gives(typed, where) else locate(where, files)
         lines.append(f"  {name}{f' ({at})' if at else ''}: {text}")
     count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
     return "\n".join([f"the configuration has {count}:", *lines])

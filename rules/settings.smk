@@ -53,7 +53,8 @@ def settings() -> Settings:
     # Snakemake lists the overlays before the file that they overlay.
     files = sorted((os.path.relpath(file) for file in workflow.configfiles), key=lambda f: os.path.abspath(f) != base)
     try:
-        return load_settings(config, files=files, made=[*DEMO_FILES, *trained_here()])
+        made, typed = [*DEMO_FILES, *trained_here()], workflow.config_settings.config
+        return load_settings(config, files=files, made=made, typed=typed)
     except UserError as error:
         raise ConfigurationError(str(error)) from None
 

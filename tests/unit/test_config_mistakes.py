@@ -64,7 +64,10 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         (one_source(name=5), "has 1 mistake:\n  sources.0.name: input should be a valid string"),
         (one_source(window_size=64, window_overlap=64), "sources.0: window_overlap must be smaller than window_size"),
         (one_source(window_overlap=8), "has 1 mistake:\n  sources.0: window_overlap goes only with window_size"),
-        ({"report_runs": ["full", "full"]}, "has 1 mistake:\n  configuration: report_runs names one of them twice: full"),
+        (
+            {"report_runs": ["full", "full"]},
+            "has 1 mistake:\n  configuration: report_runs names one of them twice: full",
+        ),
         (
             {"runs": {"full": {"tasks": ["gene_mask", "prot_mask"], "task_weights": {"gene_mask": 0, "prot_mask": 0}}}},
             "has 1 mistake:\n  runs.full: task_weights are 0 for all tasks of the run",
@@ -132,6 +135,18 @@ def test_a_group_is_at_the_line_of_its_name_in_the_file_that_has_most_of_it(
     raw = merged(shipped, yaml.safe_load(base.read_text()))
     found = mistakes(raw, str(base), str(overlay))
     assert f"  training.seed ({base}:3): " in found and f"  model ({base}:4): num_attention_heads" in found
+
+
+def test_what_the_command_line_gives_is_not_told_with_the_line_that_it_replaces(
+    shipped: dict[str, Any], tmp_path: Path
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("training:\n  seed: 1\n  max_epochs: x\n")
+    typed = {"training": {"seed": "y"}}
+    with pytest.raises(UserError) as caught:
+        load_settings(merged(merged(shipped, yaml.safe_load(base.read_text())), typed), [str(base)], MADE, typed)
+    assert "  training.seed (--config): " in str(caught.value)
+    assert f"  training.max_epochs ({base}:3): " in str(caught.value)
 
 
 def test_what_stands_three_times_is_told_with_neighbouring_lines(shipped: dict[str, Any], tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_tokenize_and_split_have_a_rank_a_core(snakemake: Snakemake) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", 'model={"hiden_size": 3}'], "model.hiden_size"),
+        (["--config", 'model={"hiden_size": 3}'], "model.hiden_size (--config): is not a setting"),
         (["--config", 'model={"num_attention_heads": 5}'], "num_attention_heads (5) must divide hidden_size (64)"),
         (["--config", "run=ful"], "run names ful, which is not in runs"),
         (["--configfile", "config/example_viruses.yaml"], "(config/example_viruses.yaml:10): no such file: my_data/"),
