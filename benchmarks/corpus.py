@@ -59,13 +59,12 @@ def make_project(folder: Path, run: Run, source: Path | None, sequences: int = 1
     """
     if source is None:
         source = folder / "csv"
-        _write_csv(source, sequences)
+        write_csv(source, sequences)
     files = tuple(sorted(map(str, source.glob("part_*.csv*"))))
-    labels: dict[Any, str] = {task: str(source / "labels" / f"{task}.txt") for task in SUPERVISED}
     settings = Settings(
         project="benchmark",
         sources=(Source(name="sample", files=files, split="train"),),
-        vocabularies=labels,
+        vocabularies=label_files(source),
         runs={"full": run},
     )
     data = folder / "results/benchmark"
@@ -78,7 +77,13 @@ def make_project(folder: Path, run: Run, source: Path | None, sequences: int = 1
     return path
 
 
-def _write_csv(folder: Path, sequences: int) -> None:
+def label_files(folder: Path) -> dict[Any, str]:
+    """The label files of a folder of CSV files, of each supervised task."""
+    return {task: str(folder / "labels" / f"{task}.txt") for task in SUPERVISED}
+
+
+def write_csv(folder: Path, sequences: int) -> None:
+    """Write `part_00.csv`, of made-up sequences with labels, and the label files."""
     (folder / "labels").mkdir(parents=True)
     for task, count in CLASSES.items():
         (folder / "labels" / f"{task}.txt").write_text("".join(f"{task}_{n}\n" for n in range(count)))

@@ -1,4 +1,4 @@
-"""Speed of the tokenize stage, from FASTA to finished shards, on made-up genomes and proteins.
+"""Speed of the tokenize stage, from FASTA or labelled CSV to finished shards, on made-up genomes and proteins.
 
 Prints one JSON object: residues a second (median of --repeats), by the clock and by the processor time of the process
 (start-up aside); two ranks beside one (median of pairs), started by torchrun as the rule does, and what two processes
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.corpus import label_files, write_csv
 from lucavirus.config import Run, Settings
 from lucavirus.config_load import read_settings
 from lucavirus.distributed import joined
@@ -64,13 +65,26 @@ def _lines(body: NDArray[np.uint8]) -> bytes:
 
 
 def prepare(folder: Path, file: Path, kind: str, window: int | None) -> Path:
-    """Write settings and vocabularies of one source, and of one of few records; returns the path of the settings."""
+    """Write settings and vocabularies of a FASTA, and of one of few records; returns the path of the settings."""
     write_fasta(folder / "few.fasta", kind, 10**5)
     sources: Any = [
         {"name": name, "files": [str(path)], "kind": kind, "window_size": window}
         for name, path in (("s", file), ("few", folder / "few.fasta"))
     ]
-    settings = Settings(project="p", sources=tuple(sources), runs={"full": Run()})
+    return _write(folder, Settings(project="p", sources=tuple(sources), runs={"full": Run()}))
+
+
+def prepare_csv(folder: Path, sequences: int) -> Path:
+    """The same for made-up CSV files with labels of every task."""
+    places = {"s": folder / "csv", "few": folder / "few"}
+    for name, number in (("s", sequences), ("few", 100)):
+        write_csv(places[name], number)
+    sources: Any = [{"name": name, "files": [str(place / "part_00.csv")]} for name, place in places.items()]
+    labels = label_files(places["s"])
+    return _write(folder, Settings(project="p", sources=tuple(sources), vocabularies=labels, runs={"full": Run()}))
+
+
+def _write(folder: Path, settings: Settings) -> Path:
     build_vocabularies(settings, folder / "vocabularies")
     path = folder / "settings.json"
     path.write_text(settings.model_dump_json())
@@ -144,6 +158,7 @@ def measure(folder: Path, megabases: int = 225, long_megabytes: int = 300, repea
         write_fasta(file, kind, megabases * 10**6)
     for case, (kind, window) in CASES.items():
         result["cases"][case] = _case(prepare(folder, files[kind], kind, window), kind, repeats)
+    result["cases"]["CSV with labels"] = _case(prepare_csv(folder, megabases * 200), "gene", repeats)
     packed = folder / "gene.fasta.gz"
     packed.write_bytes(gzip.compress(files["gene"].read_bytes()[: megabases * 10**6 // 2], compresslevel=6))
     settings = prepare(folder, packed, "gene", 3072)

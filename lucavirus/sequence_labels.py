@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from lucavirus.errors import UserError
@@ -49,7 +50,8 @@ def _literal(text: str) -> Any:
     if not text.strip():
         return None
     # Most labels are Python literals that differ from JSON in this only; the third way takes ten times as long.
-    for attempt in (text, text.replace("'", '"').replace("None", "null")):
+    as_json = text.replace("'", '"').replace("None", "null")
+    for attempt in (text, as_json) if '"' in text else (as_json,):
         try:
             return json.loads(attempt)
         except (ValueError, RecursionError):
@@ -62,7 +64,7 @@ def _literal(text: str) -> Any:
 
 
 def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+    return value is None or (not value and isinstance(value, str | list | tuple | dict))
 
 
 def _mapping(value: Any, name: str) -> dict[Any, Any]:
@@ -74,30 +76,38 @@ def _mapping(value: Any, name: str) -> dict[Any, Any]:
 
 
 def _class_ids(task: Task, value: Any) -> list[tuple[int, ...]]:
-    form, width, rows = "one class id", 1, [value]
+    form = "one class id"
     if task.level == "span":
-        form, width, rows = "a list of [start, end, class id]", 3, value
+        form = "a list of [start, end, class id]"
+        if _all_are(value, list, tuple) and set(map(len, value)) == {3} and _all_are([*chain(*value)], int):
+            return [*map(tuple, value)]
     elif task.multi_label:
-        form, rows = "a list of class ids", value
-    if isinstance(rows, list | tuple):
-        rows = [row if width == 3 else (row,) for row in rows]
-        if all(isinstance(row, list | tuple) and [type(number) for number in row] == [int] * width for row in rows):
-            # A bool would be an int by isinstance. Of spans order and every row count, of keywords neither.
-            return [tuple(row) for row in (rows if width == 3 else dict.fromkeys(rows))]
+        form = "a list of class ids"
+        if _all_are(value, int):  # of spans order and every row count, of keywords neither
+            return [*zip(dict.fromkeys(value), strict=True)]
+    elif type(value) is int:
+        return [(value,)]
     raise UserError(f"{task.name} is not {form}: {str(value)[:60]}", hint="all numbers must be whole")
+
+
+def _all_are(values: Any, *types: type) -> bool:
+    """True for a list of values of these types alone; a bool is no int."""
+    return isinstance(values, list | tuple) and set(map(type, values)) <= set(types)
 
 
 def check_labels(labels: Labels, length: int, sizes: Mapping[str, int]) -> None:
     """Raise UserError, without a place, on a span outside a sequence of `length` or an id not below its task's size."""
     for task, rows in labels.items():
-        for *span, number in rows:
+        for row in rows:
+            number = row[-1]
             if not 0 <= number < sizes[task]:
                 hint = "use the vocabulary that the ids were made with (`vocabularies` in the configuration)"
                 what = f"the vocabulary of {task} has {sizes[task]} classes, from 0; there is no class {number}"
                 raise UserError(what, hint=hint)
-            if span and not 0 <= span[0] <= span[1] < length:
+            if len(row) > 1 and not 0 <= row[0] <= row[1] < length:
                 hint = "a span is start, end on the whole sequence: from 0, both ends included, start not after end"
-                raise UserError(f"the {task} span {span} is not within the sequence of {length} residues", hint=hint)
+                what = f"the {task} span {[*row[:2]]} is not within the sequence of {length} residues"
+                raise UserError(what, hint=hint)
 
 
 def window_labels(labels: Labels, start: int, end: int) -> Labels:
