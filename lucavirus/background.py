@@ -26,6 +26,11 @@ class Background:
         self.wait()
         self._pending.append(self._pool.submit(task, *arguments))
 
+    def look(self) -> None:
+        """Raise what the last task raised, if it has ended."""
+        if self._pending and self._pending[0].done():
+            self.wait()
+
     def wait(self) -> None:
         """Wait until nothing runs; raises what the last task raised."""
         while self._pending:

@@ -19,6 +19,7 @@ from lucavirus.files import flush
 _MARKER = "complete.json"
 _PREFIX = "step-"
 _REPLACED = "tmp-replaced-"
+_DAMAGED = "damaged-"
 
 
 def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path], object]], state: Any) -> Path:
@@ -27,13 +28,17 @@ def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path]
     Written beside and renamed, files and directories flushed: after a fault it is there whole or not at all.
     Raises UserError when it cannot be written (disk full); what was there before stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step}"
-    temporary = folder / f"tmp-{_PREFIX}{step}"
-    for stale in folder.glob("tmp-*"):
-        _remove(stale)
+    temporary, replaced = folder / f"tmp-{final.name}", folder / f"{_REPLACED}{final.name}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("tmp-*"):
+            _remove(stale)
         _write(temporary, files, state)
+        if final.exists():  # an earlier start saved the same step; its bytes may have been damaged since
+            os.replace(final, replaced)
+        os.replace(temporary, final)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         _remove(temporary)
         raise UserError(
@@ -41,11 +46,6 @@ def save_checkpoint(folder: Path, step: int, files: Mapping[str, Callable[[Path]
             where=str(folder),
             hint="the checkpoints before it are whole; make room, then start the same command again",
         ) from error
-    replaced = folder / f"{_REPLACED}{final.name}"
-    if final.exists():  # an earlier start saved the same step; its bytes may have been damaged since
-        os.replace(final, replaced)
-    os.replace(temporary, final)
-    flush(folder)
     _remove(replaced)
     return final
 
@@ -80,7 +80,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and put out of the way."""
+    """The newest checkpoint whose checksums hold; damaged ones are named through `warn` and put out of the way.
+
+    Raises UserError for one that cannot be read.
+    """
     for replaced in folder.glob(f"{_REPLACED}*"):
         final = folder / replaced.name.removeprefix(_REPLACED)
         if not final.exists():  # a fault came between the two renames of save_checkpoint
@@ -89,27 +92,41 @@ def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
         problem = damage(path)
         if problem is None:
             return path
-        aside = path.with_name(f"damaged-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = path.with_name(f"{_DAMAGED}{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         os.replace(path, aside)
-        warn(f"checkpoint {path} is damaged ({problem}) and now called {aside.name}; taking the one before it")
+        warn(f"checkpoint {path} is damaged ({problem}) and now called {aside.name}")
     return None
+
+
+def damaged(folder: Path) -> list[str]:
+    """The names of the checkpoints that were put out of the way."""
+    return sorted(path.name for path in folder.glob(f"{_DAMAGED}*"))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when it is whole."""
+    """What is wrong with a checkpoint, or None when it is whole.
+
+    Raises UserError where it cannot be read: it may be whole, and the disk or its server at fault.
+    """
     try:
-        sums = json.loads((path / _MARKER).read_text())["sha256"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"no readable {_MARKER}"
-    for name, wanted in sums:
-        try:
-            if _checksum(path / name) != wanted:
-                return f"{name} does not match its checksum"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return None
+        sums = json.loads((path / _MARKER).read_bytes())["sha256"].items()
+        wrong = (name for name, wanted in sums if _checksum(path / name) != wanted)
+        return next((f"{name} does not match its checksum" for name in wrong), None)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(path)} is missing"
+    except OSError as error:
+        hint = "see that the disk can be read, then start the same command again; to do without it, move it elsewhere"
+        raise UserError(f"cannot be read ({error})", where=str(path), hint=hint) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{_MARKER} is not as it was written"
+
+
+def _is_whole(path: Path) -> bool:
+    """True for a checkpoint that can be read, and is whole."""
+    try:
+        return damage(path) is None
+    except UserError:
+        return False
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -124,7 +141,7 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
     Nothing is removed unless the newest one is whole.
     """
     newest_first = checkpoints(folder)
-    if not newest_first or damage(newest_first[0]) is not None:
+    if not newest_first or not _is_whole(newest_first[0]):
         return
     stretch = 0
     for path in reversed(newest_first[keep_last:]):

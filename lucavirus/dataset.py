@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +39,8 @@ class Dataset:
             wanted = [t for t in tasks if TASKS[t].supervised and TASKS[t].molecule == molecule]
             self._tables.append(_Table(data / "datasets" / molecule / f"{split}.h5", wanted))
         self._starts = np.concatenate([[0], np.cumsum([len(table) for table in self._tables])]).astype(np.int64)
-        # A memory-mapped shard costs open files and page tables, not memory; far more shards than this are rare.
+        # A memory-mapped shard costs an open file and page tables, not memory; far more shards than this are rare.
+        _allow_open_files()
         self._shard = lru_cache(maxsize=1024)(lambda name: Shard(self._shards_folder / name))
 
     def __len__(self) -> int:
@@ -81,6 +83,12 @@ class Dataset:
         for number, shard, row in zip(numbers.tolist(), shards.tolist(), rows.tolist(), strict=True):
             table = self._tables[number]
             yield table, self._shard(table.shards[shard]), row
+
+
+def _allow_open_files() -> None:
+    """Let this process, and those it starts, have as many files open as the system allows; 1024 is a usual limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Table:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 
+_PART = 2**14  # numbers whose squares are added up at once
+
+
 class Gradients(Protocol):
     """What an update does with gradients; `statistics` float32 are numbers added up over ranks with them.
 
@@ -49,6 +52,17 @@ def clip(gradients: Gradients, max_norm: float) -> float:
     norm: float = gradients.norm().item()
     if 0 < (factor := max_norm / (norm + 1e-6)) < 1:
         gradients.scale(factor)
+    return norm
+
+
+def accurate_norm(flat: Tensor) -> Tensor:
+    """The norm of one long vector, float32 (): of the norms of its parts, because a CPU adds up one after the other.
+
+    There the norm of 67 million numbers at once came out 0.5 % too small, of a billion 20 %.
+    """
+    whole_parts = len(flat) // _PART * _PART
+    parts = torch.linalg.vector_norm(flat[:whole_parts].view(-1, _PART), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([parts, flat[whole_parts:]]))
     return norm
 
 
@@ -131,8 +145,7 @@ class FlatGradients:
 
     def norm(self) -> Tensor:
         """Their norm."""
-        norm: Tensor = torch.linalg.vector_norm(self.flat)
-        return norm
+        return accurate_norm(self.flat)
 
     def scale(self, factor: float) -> None:
         """Multiply them."""

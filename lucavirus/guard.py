@@ -22,6 +22,9 @@ from lucavirus.errors import UserError
 _HOLDING = ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
 # What a file system without locks answers (some mounts of Lustre and NFS).
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_UNWRITABLE = (
+    "whose folder is it, and is its disk mounted for writing and not full? `work` may be a link to another one"
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -39,10 +42,7 @@ def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
         hint = "`work` may be a link: is the disk that it leads to mounted?"
         raise UserError("cannot be made a folder", where=str(error.filename), hint=hint) from None
     except OSError as error:
-        hint = (
-            "whose folder is it, and is its disk mounted for writing and not full? `work` may be a link to another one"
-        )
-        raise UserError(f"cannot be written ({error.strerror})", where=str(error.filename), hint=hint) from None
+        raise UserError(f"cannot be written ({error.strerror})", where=str(error.filename), hint=_UNWRITABLE) from None
     with lock:
         deadline = time.monotonic() + patience
         while owner := _owner(lock) if not _taken(lock) else _owning_job(lock):
@@ -53,10 +53,12 @@ def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
                     hint="wait for it, or end it (it saves first); two runs side by side need two names",
                 )
             time.sleep(0.2)
-        lock.truncate(0)
         me = {"host": socket.gethostname(), "pid": os.getpid(), "job": slurm.own_job(), "since": time.strftime("%F %T")}
-        lock.write(json.dumps(me))
-        lock.flush()
+        try:
+            lock.truncate(0)
+            os.write(lock.fileno(), json.dumps(me).encode())  # past the buffer, which closing would write once more
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", where=lock.name, hint=_UNWRITABLE) from None
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from lucavirus.errors import UserError
 from lucavirus.parcels import Parcel, Place
 
 # Updates that a worker makes ahead. It has one slot more: one of its parcels is being taken while it makes the last.
@@ -35,10 +36,11 @@ class Handed:
     samples: list[list[int]]
 
 
-class Handover(Dataset[Handed | Parcel]):
+class Handover(Dataset[Handed | Parcel | UserError]):
     """What `make` makes of each update, in forked workers of a DataLoader whose `prefetch_factor` is AHEAD.
 
-    Item u is the parcel of update u; the receiver must `take` each item before it asks for the next one.
+    Item u is the parcel of update u; the receiver must `take` each item before it asks for the next one. A UserError
+    is handed over too: raised in a worker, it would come with the worker's traceback as its message.
     """
 
     def __init__(self, make: Callable[[int], Parcel], workers: int) -> None:
@@ -50,8 +52,11 @@ class Handover(Dataset[Handed | Parcel]):
         self._owners = np.frombuffer(mmap.mmap(-1, 8 * workers * _SLOTS), np.int64).reshape(workers, _SLOTS)
         self._made = 0  # by this worker
 
-    def __getitem__(self, update: int) -> Handed | Parcel:
-        parcel = self._make(update)
+    def __getitem__(self, update: int) -> Handed | Parcel | UserError:
+        try:
+            parcel = self._make(update)
+        except UserError as error:
+            return error
         size = len(parcel.buffer)
         if size > _ROOM:
             return parcel
@@ -63,8 +68,10 @@ class Handover(Dataset[Handed | Parcel]):
         self._slots[worker, slot, :size] = parcel.buffer.numpy()
         return Handed(update, worker, slot, size, parcel.places, parcel.offsets, parcel.samples)
 
-    def take(self, handed: Handed | Parcel) -> Parcel:
-        """The parcel, its buffer copied from the slot."""
+    def take(self, handed: Handed | Parcel | UserError) -> Parcel:
+        """The parcel, its buffer copied from the slot; raises the UserError of its worker."""
+        if isinstance(handed, UserError):
+            raise handed
         if isinstance(handed, Parcel):
             return handed
         buffer = torch.from_numpy(self._slots[handed.worker, handed.slot, : handed.size].copy())

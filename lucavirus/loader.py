@@ -89,8 +89,14 @@ def updates(batches: Batches, first: int, last: int, device: torch.device) -> Ge
         handover, batch_size=None, sampler=range(first, last), num_workers=workers, prefetch_factor=AHEAD,
         worker_init_fn=_begin, multiprocessing_context="fork",
     )  # fmt: skip
-    for handed in loader:
-        yield handover.take(handed).open(device)
+    made = iter(loader)
+    try:
+        for handed in made:
+            yield handover.take(handed).open(device)
+    finally:
+        # What was raised holds the iterator, which would go on holding its workers; and these, which ignore signals,
+        # would hold this process at its end.
+        made._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _begin(_: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -166,20 +167,25 @@ def map_arrays(path: Path, format_name: str, version: int) -> tuple[dict[str, ND
             attributes = dict(file.attrs)
             datasets: list[h5py.Dataset] = []
             file.visititems(lambda _, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
-            arrays = {item.name.lstrip("/"): _map(path, item) for item in datasets}
+            # Once: each map holds a file open, and there are seventeen datasets in each of hundreds of shards.
+            # As a plain array: each slice of a memmap costs microseconds, and there are dozens in a sample.
+            content = np.asarray(np.memmap(path, np.uint8, "r"))
+            arrays = {item.name.lstrip("/"): _view(content, item) for item in datasets}
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            hint = "it may well be whole: see that it can be read (disk, rights), then start the same command again"
         raise UserError(f"cannot be read ({error})", where=str(path), hint=hint) from error
     if (attributes.get("format"), attributes.get("version")) != (format_name, version):
         raise UserError(f"is not a {format_name} file of version {version}", where=str(path), hint=hint)
     return arrays, attributes
 
 
-def _map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
+def _view(content: NDArray[np.uint8], dataset: h5py.Dataset) -> NDArray[Any]:
     offset = dataset.id.get_offset()
     if offset is None:  # no bytes were ever stored
         return np.empty(dataset.shape, dataset.dtype)
-    # As a plain array: each slice of a memmap costs microseconds, and there are dozens in a sample.
-    return np.asarray(np.memmap(path, dataset.dtype, "r", offset, dataset.shape))
+    array: NDArray[Any] = content[offset : offset + dataset.nbytes].view(dataset.dtype).reshape(dataset.shape)
+    return array
 
 
 class Shard:

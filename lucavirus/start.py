@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lucavirus import memory
 from lucavirus.capacity import training_capacity
-from lucavirus.checkpoint import newest_complete
+from lucavirus.checkpoint import damaged, newest_complete
 from lucavirus.compute import choose_parallel, make_compute, set_determinism
 from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
@@ -85,7 +85,15 @@ def _arrange(prepared: Prepared, checkpoints: Checkpoints, restart: bool, back_t
     """Set old work aside or go back, where that was asked for; returns what to say about it."""
     said: list[str] = []
     newest, work = newest_complete(checkpoints.folder, said.append), checkpoints.work
-    if newest and restart and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
+    if not newest and (lost := damaged(checkpoints.folder)):
+        if not restart:
+            raise UserError(
+                f"no checkpoint is whole any more: {', '.join(lost)}", where=str(checkpoints.folder),
+                hint="give one back its name (step-N) if it is mended; or begin the run anew (what is there is set "
+                f"aside): the same command with `--config restart={prepared.name}`",
+            )  # fmt: skip
+        said.append(f"begun anew, because no checkpoint was whole; the old work is in {set_aside(work, 'restart')}")
+    elif newest and restart and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
         said.append(f"begun anew ({'; '.join(changed)}); the old work is in {set_aside(work, 'restart')}")
     elif newest and restart:
         said.append(f"restart: no setting has changed since {newest}; to train it again all the same, move {work} away")
@@ -160,6 +168,14 @@ def _early_end(started: Started) -> list[str]:
 def _warnings(prepared: Prepared) -> Iterator[str]:
     """What these data cannot teach, or not tell."""
     yield from (f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped)
+    run, updates = prepared.run, min(prepared.plan.updates, prepared.max_steps())
+    warmup = run.warmup_steps / run.gradient_accumulation_steps
+    if warmup >= updates:
+        reached = f"{run.learning_rate * updates / warmup:.2g} of {run.learning_rate:g}"
+        yield (
+            f"warning: the warm-up is {warmup:,.0f} updates, the run {updates:,}: its learning rate rises to the end, "
+            f"to {reached}; lower warmup_steps (now {run.warmup_steps:,})"
+        )
     for task, classes in prepared.classes.items():
         if classes == 1 and not TASKS[task].multi_label:
             yield f"warning: {task} has one class only: there is nothing to learn"

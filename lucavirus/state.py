@@ -125,6 +125,10 @@ class Checkpoints:
         files, content = self._files({_WEIGHTS: model.state_dict()}), dict(best)
         self._in_background(lambda: checkpoint.save_checkpoint(self.work / "best", best["step"], files, content))
 
+    def look(self) -> None:
+        """Raise UserError when what was saved could not be written, as soon as that is known; waits for nothing."""
+        self._background.look()
+
     def finish(self) -> None:
         """Wait until what was saved is on disk. Raises UserError when it could not be written."""
         self._background.wait()
@@ -165,7 +169,8 @@ class Checkpoints:
         # A checkpoint has the weights and two moments; besides, the best weights, old and new.
         needed = 3 * weights * (keep_last + 1) + 2 * weights
         kept = [*checkpoint.checkpoints(self.folder)[:keep_last], *checkpoint.checkpoints(self.work / "best")]
-        there = sum(file.stat().st_size for path in kept for file in path.glob("*.safetensors"))
+        unfinished = self.work.glob("*/tmp-*")  # the next save removes them
+        there = sum(file.stat().st_size for path in (*kept, *unfinished) for file in path.glob("*.safetensors"))
         free = shutil.disk_usage(self.work).free
         if free < needed - there:
             raise UserError(

@@ -47,11 +47,11 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
     ):
         local = staged(data, chosen_run(settings, name).stage_shards_to)
         trainer = Trainer(start(settings, name, local, work, ranks), stop_request)
-        try:
-            trainer.run_to_end()
-        finally:
-            trainer.history.close()
-            trainer.checkpoints.finish()
+        with closing(trainer.history):
+            try:
+                trainer.run_to_end()
+            finally:
+                trainer.checkpoints.finish()
         if ranks.first:
             trainer.publish(work, out)
         ranks.barrier()
@@ -90,6 +90,7 @@ class Trainer:
 
     def _update_and_save(self, packs: Iterator[list[Pack]]) -> None:
         """One update, and what is due after it."""
+        self.checkpoints.look()
         wishes = self._update(packs)
         # Who is asked to end has no time for an evaluation; the next start makes up for it.
         if not wishes["stop"]:

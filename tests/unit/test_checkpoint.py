@@ -168,7 +168,7 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
     # What the run itself has there will be replaced; what was set aside, or is kept for good, stays.
     for place, enough in (
         ("set-aside/001/checkpoints/step-1", False), ("checkpoints/step-1", False), ("checkpoints/step-5", True),
-        ("best/step-1", True),
+        ("best/step-1", True), ("checkpoints/tmp-step-5", True), ("best/tmp-step-5", True),
     ):  # fmt: skip
         for step in (2, 3, 4):
             (tmp_path / f"checkpoints/step-{step}").mkdir(parents=True)
@@ -180,9 +180,21 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
             shutil.rmtree(folder)
 
 
-def test_a_disk_that_cannot_be_read_counts_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path, 1, FILES, {})
-    monkeypatch.setattr(
-        "lucavirus.checkpoint._checksum", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
-    )
-    assert "cannot be read (Input/output error)" in str(damage(tmp_path / "step-1"))
+def test_what_cannot_be_read_now_is_neither_damaged_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _save(tmp_path, 1, 2, 3)
+    before = sorted(tmp_path.iterdir())
+    for place in ("_checksum", "json.loads"):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                f"lucavirus.checkpoint.{place}", lambda _: (_ for _ in ()).throw(OSError(116, "Stale file"))
+            )
+            for ask in (damage, lambda path: newest_complete(path.parent, pytest.fail)):
+                with pytest.raises(UserError, match="step-3: cannot be read .*Stale file") as caught:
+                    ask(tmp_path / "step-3")
+                assert "start the same command again" in caught.value.hint
+            prune(tmp_path, keep_last=1)
+    assert sorted(tmp_path.iterdir()) == before
+    prune(tmp_path, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,16 @@ def test_samples_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> No
     assert (len(dev), dev.name(0), dev.lengths(np.array([0])).tolist()) == (1, "d0", [5])
     with pytest.raises(UserError, match="there are no training sequences for full"):
         require_samples(Dataset(tmp_path, ("gene",), "dev", 8, tasks), "full")
+
+
+def test_as_many_files_may_be_open_as_the_system_allows(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        Dataset(tmp_path, (), "train", 8, ())
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_windows_of_a_genome_are_in_one_data_set(tmp_path: Path, write: Callable[[str, str], str]) -> None:

@@ -43,6 +43,18 @@ def test_the_second_is_refused_with_the_owner_named(tmp_path: Path, holder: subp
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lucavirus.guard.os.write", refuse)
+        with pytest.raises(UserError, match="lock: cannot be written .No space left on device"), only_owner(tmp_path):
+            pass
+    with only_owner(tmp_path):
+        pass
+
+
 def test_patience_waits_for_an_owner_that_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     threading.Timer(0.5, holder.kill).start()
     started = time.monotonic()

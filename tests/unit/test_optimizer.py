@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lucavirus.config import Model, Run
-from lucavirus.gradients import FlatGradients, clip
+from lucavirus.gradients import FlatGradients, accurate_norm, clip
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.optimizer import learning_rate, make_optimizer
 from tests import tiny
@@ -125,3 +125,11 @@ def test_gradients_gather_in_one_buffer_and_are_clipped() -> None:
     assert clip(gradients, 1.2) == pytest.approx(1.0) and gradients.flat.equal(clipped)
     gradients.flat[0] = torch.inf
     assert clip(gradients, 1.0) == torch.inf and gradients.flat[1:].equal(clipped[1:])
+
+
+def test_the_norm_of_many_numbers_is_exact() -> None:
+    """Added up one after the other, in float32, it comes out 0.07 % too small."""
+    numbers = torch.randn(2**24 + 5, generator=torch.Generator().manual_seed(1))
+    assert accurate_norm(numbers).item() == pytest.approx(numbers.double().norm().item(), rel=1e-6)
+    few = torch.tensor([3.0, 4.0])
+    assert accurate_norm(few).item() == 5.0 and accurate_norm(few[:0]).item() == 0.0

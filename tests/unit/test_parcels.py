@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ import torch
 
 from lucavirus import loader
 from lucavirus.dataset import classes_of
+from lucavirus.errors import UserError
 from lucavirus.handover import AHEAD, Handed, Handover
 from lucavirus.loader import Batches, updates
 from lucavirus.packing import make_parcel
@@ -121,6 +123,31 @@ def test_a_parcel_larger_than_its_slot_arrives(batches: Batches, monkeypatch: py
     monkeypatch.setattr("lucavirus.handover._ROOM", sizes[4])  # some fit, some do not
     received = list(updates(batches, 0, 8, CPU))
     assert [_content(packs) for packs in received] == [_content(batches.packs(update)) for update in range(8)]
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("is broken", where="a:1", hint="mend it"), ValueError("is broken")], ids=["mistake", "bug"]
+)
+def test_what_fails_in_a_worker_is_raised_here_and_leaves_no_worker(
+    batches: Batches, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was left, deaf to signals, would hold the trainer at its end, and the other ranks with it."""
+    making = Batches.__getitem__
+
+    def fail(self: Batches, update: int) -> Parcel:
+        if update == 5:
+            raise error
+        return making(self, update)
+
+    monkeypatch.setattr(Batches, "__getitem__", fail)
+    some = replace(batches, run=batches.run.model_copy(update={"worker_num": 2}))
+    received = []
+    with pytest.raises(type(error), match="is broken") as caught:
+        for packs in updates(some, 2, 9, CPU):
+            received.append(packs)
+    assert len(received) == 3
+    assert not multiprocessing.active_children()
+    assert str(caught.value) == str(error) or type(error) is ValueError
 
 
 def test_a_slot_that_was_used_again_too_early_is_noticed(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lucavirus.model import LucaVirus
 from lucavirus.optimizer import make_optimizer
 from lucavirus.publish import model_files, publish_history, publish_model
 from lucavirus.state import PLACE, STATISTICS, Checkpoints, State, read_fingerprint, read_state, restore_moments
+from lucavirus.train import Trainer
 from tests.made_up import ARCHITECTURE, CLASSES
 from tests.tiny import ALONE
 
@@ -124,6 +126,25 @@ def test_best_weights_stay_while_a_checkpoint_cannot_say_whether_it_speaks_of_th
     _save(place, 3, model, 2)
     place.finish()
     assert {path.name for path in (tmp_path / "best").iterdir()} == {"step-1", "step-2"}
+
+
+def test_a_save_that_failed_is_told_by_the_next_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the next save, which may be days later."""
+    place, may_fail = Checkpoints(tmp_path, {}), threading.Event()
+
+    def fail(*arguments: Any) -> Path:
+        assert may_fail.wait(20)
+        raise UserError("no room")
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail)
+    _save(place, 1, torch.nn.Linear(2, 1))
+    place.look()  # waits for nothing
+    may_fail.set()
+    trainer: Any = SimpleNamespace(checkpoints=place)
+    assert place._background._pending[0].exception(20)
+    with pytest.raises(UserError, match="no room"):
+        Trainer._update_and_save(trainer, iter(()))
+    place.finish()
 
 
 def test_moments_come_back_where_they_were(tmp_path: Path) -> None:

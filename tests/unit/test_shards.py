@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +162,29 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
         Shard(path)
     path.write_text("hello")
     with pytest.raises(UserError, match="cannot be read"):
+        Shard(path)
+
+
+def test_a_shard_holds_one_file_open(tmp_path: Path) -> None:
+    path = tmp_path / _write(tmp_path)[0]
+    before = len(os.listdir("/proc/self/fd"))
+    shard = Shard(path)
+    assert len(shard.arrays) > 10
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def test_one_that_cannot_be_read_is_not_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / _write(tmp_path)[0]
+
+    def refuse(*given: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("lucavirus.shards.np.memmap", refuse)
+    with pytest.raises(UserError, match="cannot be read .*Too many open files.*\n.*: it may well be whole"):
+        Shard(path)
+    monkeypatch.undo()
+    path.unlink()
+    with pytest.raises(UserError, match=f"cannot be read .*\n.*: remove {tmp_path} and run the workflow again"):
         Shard(path)
 
 

@@ -45,7 +45,7 @@ def test_a_schedule_that_ends_before_the_epochs_is_told(run: Run, last: int, tol
 def test_what_the_data_cannot_teach_or_tell_is_told() -> None:
     words: dict[str, Any] = {
         "dropped": ("gene_taxonomy",), "classes": {"prot_site": 1, "prot_domain": 2, "prot_keyword": 1},
-        "dev": range(1), "test": range(1),
+        "dev": range(1), "test": range(1), "run": GIVEN, "plan": SimpleNamespace(updates=9), "max_steps": lambda: 9,
     }  # fmt: skip
     left_out = "warning: gene_taxonomy has no label in these data; the run goes on without it"
     trivial = "warning: prot_site has one class only: there is nothing to learn"  # a keyword is there or not
@@ -62,6 +62,37 @@ def test_a_restart_of_what_has_not_changed_is_told_and_sets_nothing_aside(tmp_pa
         f"restart: no setting has changed since {newest}; to train it again all the same, move {tmp_path} away"
     )
     assert newest.exists() and not (tmp_path / "set-aside").exists()
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
+    """Its history and its best weights would be lost."""
+    prepared: Any = SimpleNamespace(name="full", fingerprint={})
+    place = Checkpoints(tmp_path, {})
+    save_checkpoint(place.folder, 4, {}, {"fingerprint": {}})
+    (place.at(4) / "state.json").write_text("{")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    for _ in range(2):  # the second start finds it under its new name
+        with pytest.raises(UserError, match="no checkpoint is whole any more: damaged-step-4-") as caught:
+            _arrange(prepared, place, False, None)
+        assert caught.value.hint.endswith("the same command with `--config restart=full`")
+    (told,) = _arrange(prepared, place, True, None)
+    assert told.startswith("begun anew, because no checkpoint was whole; the old work is in ")
+    assert (tmp_path / "set-aside/001/metrics.jsonl").exists()
+    assert _arrange(prepared, place, False, None) == []
+
+
+def test_a_warm_up_longer_than_the_training_is_told() -> None:
+    run = Run(warmup_steps=320, gradient_accumulation_steps=32, learning_rate=0.002)
+    words: dict[str, Any] = {"run": run, "dropped": (), "classes": {}, "dev": range(1), "test": range(1)}
+    for planned, last, told in ((10, 100, "10: 0.002"), (100, 5, "5: 0.001"), (11, 11, "")):
+        prepared = SimpleNamespace(**words, plan=SimpleNamespace(updates=planned), max_steps=lambda last=last: last)
+        found = list(_warnings(prepared))  # type: ignore[arg-type]
+        updates, _, rate = told.partition(": ")
+        told = told and (
+            f"warning: the warm-up is 10 updates, the run {updates}: its learning rate rises to the end, to {rate} of "
+            "0.002; lower warmup_steps (now 320)"
+        )
+        assert found == ([told] if told else [])
 
 
 def test_going_back_is_forgotten_by_a_start_that_goes_on(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_who_is_asked_to_end_saves_and_meets_the_others_and_does_nothing_else(
     trainer: Any = SimpleNamespace(
         _update=lambda _: {"stop": stop, "save": save}, _boundary=lambda: happened.append("what is due"),
         _save=lambda scheduled: happened.append("scheduled" if scheduled else "saved"),
-        checkpoints=SimpleNamespace(finish=lambda: happened.append("on disk")),
+        checkpoints=SimpleNamespace(look=lambda: None, finish=lambda: happened.append("on disk")),
         ranks=SimpleNamespace(barrier=lambda: happened.append("met the others")),
         state=State(update=7, saved=saved), stop_request=SimpleNamespace(time_limit=limit),
     )  # fmt: skip
