@@ -195,7 +195,7 @@ class Run(Frozen):
                 yield f"{field} names one of them twice: {', '.join(given)}"
         strangers = [task for task in self.tasks if TASKS[task].molecule not in self.molecules]
         if strangers:
-            yield f"tasks {', '.join(strangers)} need a molecule that is not in `molecules`"
+            yield f"tasks {', '.join(strangers)} need a molecule that is not in `molecules`: give the run `tasks` too"
         for molecule in self.molecules:
             if not any(TASKS[task].molecule == molecule for task in self.tasks):
                 yield f"molecules has {molecule}, but no task of the run learns from it"
@@ -211,7 +211,10 @@ class Run(Frozen):
             if self.final_learning_rate is None:
                 yield "`max_steps: auto` needs final_learning_rate"
             elif self.final_learning_rate >= self.learning_rate:
-                yield "final_learning_rate must be below learning_rate"
+                yield (
+                    f"final_learning_rate ({self.final_learning_rate:g}) must be below learning_rate "
+                    f"({self.learning_rate:g})"
+                )
         elif self.final_learning_rate is not None:
             yield "final_learning_rate goes only with `max_steps: auto`: add `final_learning_rate: null` here"
         if self.gpus % self.nodes:
@@ -234,7 +237,9 @@ class Settings(Frozen):
     )
     tokenize: Tokenize = Field(default_factory=Tokenize, description="how input becomes shards")
     split: Split = Field(default_factory=Split, description="how sequences are divided")
-    runs: dict[Name, Run] = Field(min_length=1, description="the trainings; each `x` here is a target train_x")
+    runs: dict[Name, Run] = Field(
+        min_length=1, description="the trainings; each `x` here is a target train_x; `x: false` leaves one out"
+    )
     report_runs: tuple[str, ...] = setting((), "runs that the target `report` shows")
     run: str | None = setting(None, "the run that the target `resume` continues")
     trained_checkpoint: PositiveInt | None = setting(
@@ -269,5 +274,5 @@ class Settings(Frozen):
                 if read and source.window_size and source.window_size > run.model.max_length - 2:
                     yield (
                         f"source {source.name} has windows of {source.window_size}, but run {name} reads at most "
-                        f"{run.model.max_length - 2} (model.max_length - 2)"
+                        f"{run.model.max_length - 2} (model.max_length - 2); `runs: {{{name}: false}}` leaves it out"
                     )

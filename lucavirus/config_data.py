@@ -55,8 +55,9 @@ class Frozen(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # A line each: config_load tells them one by one.
         if problems := list(self.contradictions()):
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 

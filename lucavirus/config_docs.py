@@ -77,6 +77,8 @@ def schema() -> str:
     """JSON schema of the complete settings, with the groups that the runs share."""
     document = Settings.model_json_schema()
     document["properties"] |= {"model": {"$ref": "#/$defs/Model"}, "training": {"$ref": "#/$defs/Run"}}
+    for pattern, run in document["properties"]["runs"]["patternProperties"].items():
+        document["properties"]["runs"]["patternProperties"][pattern] = {"anyOf": [run, {"const": False}]}
     return json.dumps(document, indent=2) + "\n"
 
 

@@ -25,6 +25,7 @@ _GROUPS: dict[str, type[BaseModel]] = {
 _GROUP = "must be a group of settings (`name: value` lines)"
 # Our words where pydantic speaks of Python's types.
 _WORDS = {
+    "string_pattern_mismatch": "must begin with a letter and have letters, digits and _ only",
     "tuple_type": "must be a list, as [a, b]", "too_short": "must have at least one item",
     "dict_type": _GROUP, "model_type": _GROUP,
 }  # fmt: skip
@@ -45,7 +46,8 @@ def load_settings(
     """
     problems = [found for file in files for found in repeated(file)]
     complete = _expand_files(_complete_runs(raw, problems), raw, made, problems)
-    problems += [_explain(detail, raw) for detail in _mistakes(complete)]
+    for where, text in (_explain(detail, raw) for detail in _mistakes(complete)):
+        problems += [(where, line) for line in text.splitlines()]
     if problems:
         raise UserError(_message(_once(problems, complete["runs"]), files, typed or {}))
     return Settings.model_validate(complete)
@@ -59,7 +61,8 @@ def read_settings(path: Path) -> Settings:
         raise UserError(
             f"cannot be read ({error})",
             where=str(path),
-            hint="Snakemake writes it at each start: type its command again",
+            hint="it must be the complete settings, results/{project}/settings.json: Snakemake writes it at each start "
+            "with something to do, or at `snakemake -f show_settings`",
         ) from error
 
 
@@ -129,6 +132,8 @@ def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]])
             problems.append(((key,), "is empty: put settings below it, or remove the line"))
     runs = {}
     for name, own in _group(raw, "runs", problems).items():
+        if own is False:
+            continue
         if not isinstance(own, Mapping | None):
             problems.append((("runs", name), "must be a group of settings (`name: value` lines)"))
             continue
@@ -190,7 +195,7 @@ def _found(names: Any, where: Location, made: Collection[str], problems: list[tu
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return names
     found = []
-    for name in map(_plain, names):
+    for name in (_plain(name, made) for name in names):
         hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
         found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
     return found
@@ -200,14 +205,16 @@ def _found_one(name: Any, where: Location, made: Collection[str], problems: list
     """The same for a setting that is one file or folder, and no pattern."""
     if not isinstance(name, str):
         return name
-    name = _plain(name)
+    name = _plain(name, made)
     there = name in made or os.path.exists(name)
     return _allowed(name, where, problems) if there else _missing(name, where, problems)
 
 
-def _plain(name: str) -> str:
-    """A path as Snakemake takes it: the home folder by its name, no empty parts."""
+def _plain(name: str, made: Collection[str]) -> str:
+    """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it."""
     name = os.path.expanduser(name)
+    if (as_made := os.path.relpath(name)) in made:
+        return as_made
     return os.path.normpath(name) if "//" in name else name
 
 
@@ -233,7 +240,7 @@ def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
     if detail["type"] == "extra_forbidden":
         group = next((_GROUPS[str(part)] for part in reversed(where[:-1]) if part in _GROUPS), Settings)
         known = [*group.model_fields, *(_SHARED if group is Settings else ())]
-        return where, f"is not a setting{close_to(str(where[-1]), known)}"
+        return where, f"is not a setting{_elsewhere(str(where[-1])) or close_to(str(where[-1]), known)}"
     if detail["type"] == "missing":
         return where, "is missing"
     text = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
@@ -242,6 +249,12 @@ def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
     if detail["type"] == "literal_error":
         shown += close_to(str(given), re.findall("'(.*?)'", detail["ctx"]["expected"]))
     return where, text[0].lower() + text[1:] + shown
+
+
+def _elsewhere(name: str) -> str:
+    """Where a setting of this name belongs, if there is one."""
+    homes = ("training", "model", "split", "tokenize")
+    return "".join(f" here; it belongs under `{home}`" for home in homes if name in _GROUPS[home].model_fields)
 
 
 def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:

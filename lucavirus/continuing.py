@@ -44,9 +44,8 @@ def changed_settings(work: Path, meaning: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def refusal(work: Path, changed: list[str]) -> UserError:
+def refusal(run: str, work: Path, changed: list[str]) -> UserError:
     """The error for a run whose meaning has changed since its newest checkpoint."""
-    run = work.name
     return UserError(
         "the run was trained so far with other settings or data:\n" + "\n".join(f"    {line}" for line in changed),
         where=str(work),

@@ -47,8 +47,9 @@ def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, 
         ranks.barrier()
 
 
-def load_model(folder: Path) -> LucaVirus:
+def load_model(folder: Path | str) -> LucaVirus:
     """A published model, all of its weights found."""
+    folder = Path(folder)
     try:
         architecture = Architecture.from_json(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:

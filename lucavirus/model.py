@@ -202,6 +202,7 @@ class LucaVirus(nn.Module):
 
         Of the `wanted` tokens alone (R, C): the last layer is computed for these only, which changes nothing for them.
         """
+        _require_packed(tokens_T, layout)
         x: Tensor = self.embed_tokens(tokens_T).float() + self.embed_type(types_T)  # sharded weights may have 16 bits
         turns = rotary.angles(positions_T, self.architecture.attention_head_size)
         for number, layer in enumerate(self.layers, start=1):
@@ -221,6 +222,16 @@ class LucaVirus(nn.Module):
         hidden, classifier = self.hidden_layer_list[number], self.classifier_list[number]
         assert isinstance(hidden, Linear) and isinstance(classifier, Linear)
         return two_layers(hidden, classifier, x_MC)
+
+
+def _require_packed(tokens_T: Tensor, layout: Layout) -> None:
+    """Raise ValueError for a stack of sequences, which would be computed, to something without meaning."""
+    told = sum(group.keys for group in layout.groups)
+    if tokens_T.dim() != 1 or (layout.groups and told != len(tokens_T)):
+        raise ValueError(
+            f"tokens of shape {tuple(tokens_T.shape)}, and a layout of {told}: sequences are packed end to end, not "
+            "stacked; docs/formats.md shows how"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

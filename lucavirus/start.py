@@ -63,7 +63,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
         said += _arrange(prepared, checkpoints, settings.restart == name, back_to)
     newest = checkpoints.newest(ranks, said)
     if newest and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
-        raise refusal(work, changed)
+        raise refusal(name, work, changed)
     state = read_state(newest) if newest else _first_state(prepared, step, original, checkpoints)
     state.resolved.setdefault("max_steps", prepared.max_steps())
     memory.prepare_for_model(prepared.architecture.weights)
@@ -156,8 +156,11 @@ def _load_weights(newest: Path | None, folder: str | None, plan: Plan, state: St
 
 
 def _early_end(started: Started) -> list[str]:
-    """A warning where the learning rate is 0 before the last epoch has ended."""
+    """A warning where there is nothing left to train, or the learning rate is 0 before the last epoch has ended."""
     run, plan, last = started.prepared.run, started.prepared.plan, started.updater.max_steps
+    if started.state.update > started.last_update:
+        done = f"at update {started.state.update:,}, beyond its last one by these settings, {started.last_update:,}"
+        return [f"warning: the run is already {done}: it is published as it is"]
     if last >= plan.updates:
         return []
     epochs = f"after {last / plan.updates_per_epoch:.2f} of {run.max_epochs} epochs"
@@ -168,7 +171,11 @@ def _early_end(started: Started) -> list[str]:
 def _warnings(prepared: Prepared) -> Iterator[str]:
     """What these data cannot teach, or not tell."""
     yield from (f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped)
-    run, updates = prepared.run, min(prepared.plan.updates, prepared.max_steps())
+    run, samples = prepared.run, len(prepared.train)
+    if run.sequences_per_update > samples:
+        taken = f"an update takes {run.sequences_per_update:,} sequences, and there are {samples:,}"
+        yield f"warning: {taken}: lower batch_size or gradient_accumulation_steps"
+    updates = min(prepared.plan.updates, prepared.max_steps())
     warmup = run.warmup_steps / run.gradient_accumulation_steps
     if warmup >= updates:
         reached = f"{run.learning_rate * updates / warmup:.2g} of {run.learning_rate:g}"

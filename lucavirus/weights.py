@@ -125,5 +125,5 @@ def _read(folder: Path) -> Mapping[str, Tensor]:
                     where=str(path),
                     hint="check that the file is complete; pickled modules are refused",
                 ) from error
-    raise UserError(f"has none of {', '.join(_NAMES)}", where=str(folder),
-                    hint="set model_dirpath to the folder `checkpoint-step{N}` itself")  # fmt: skip
+    hint = "set model_dirpath to the folder that has them: `checkpoint-step{N}` itself, or `runs/{run}/model`"
+    raise UserError(f"has none of {', '.join(_NAMES)}", where=str(folder), hint=hint)

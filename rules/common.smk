@@ -62,7 +62,7 @@ def refuse_changed(run) -> None:
     work = Path("work", SETTINGS.project, run)
     changed = changed_settings(work, SETTINGS.runs[run].meaning())
     if changed and SETTINGS.restart != run:
-        raise ConfigurationError(str(refusal(work, changed)))
+        raise ConfigurationError(str(refusal(run, work, changed)))
 
 
 def datasets(wildcards) -> list[str]:

@@ -38,7 +38,8 @@ def unwritable(error: OSError) -> ConfigurationError:
 def trained_here() -> list[str]:
     """Models that this workflow makes, with which another run may begin."""
     project, runs = config.get("project"), config.get("runs")
-    return [f"results/{project}/runs/{run}/model" for run in runs] if isinstance(runs, dict) else []
+    trained = [run for run, own in runs.items() if own is not False] if isinstance(runs, dict) else []
+    return [f"results/{project}/runs/{run}/model" for run in trained]
 
 
 def settings() -> Settings:

@@ -134,7 +134,7 @@ def test_a_changed_run_is_refused_with_the_settings_named(settings: Path) -> Non
         tiny.change_run(settings, learning_rate=0.003, seed=1111)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "learning_rate: 0.003 -> 0.5" in done.stderr and "seed: 1111 -> 2" in done.stderr
-    assert "new name" in done.stderr and "--config restart=work" in done.stderr
+    assert "new name" in done.stderr and "--config restart=full" in done.stderr
 
 
 def test_two_trainings_of_one_run_at_once_are_refused(settings: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"model": {"max_length": 200}}, "source genomes has windows of 256, but run full reads at most 198"),
         ({"vocabularies": {"gene_type": "no.txt"}}, "vocabularies.gene_type: no such file: no.txt"),
         ({"training": {"model_dirpath": "nowhere"}}, "no such file: nowhere"),
+        ({"max_epochs": 5}, "max_epochs: is not a setting here; it belongs under `training`"),
+        ({"runs": {"full": {"hidden_size": 8}}}, "full.hidden_size: is not a setting here; it belongs under `model`"),
         ({"run": "ful"}, "run names ful, which is not in runs"),
         ({"run": "full", "model_dirpath": "config"}, "model_dirpath needs trained_checkpoint"),
-        ({"project": "a/b"}, "project: string should match pattern"),
+        ({"project": "a/b"}, "project: must begin with a letter and have letters, digits and _ only (given: 'a/b')"),
         ({"sources": []}, "has 1 mistake:\n  sources: must have at least one item"),
         ({"model": 3}, "model: must be a group of settings"),
         # An overlay's `training:` with nothing below it replaces the whole group.
@@ -45,7 +48,10 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"model": {"num_attention_heads": 64}}, "hidden_size / num_attention_heads must be even"),
         ({"runs": {"full": {"model": {"hiden_size": 3}}}}, "full.model.hiden_size: is not a setting; did you mean hid"),
         ({"training": {"warmup_steps": 400, "max_steps": 100, "final_learning_rate": None}}, "is 100 updates of warm-"),
-        ({"training": {"final_learning_rate": 0.002}}, "final_learning_rate must be below learning_rate"),
+        (
+            {"training": {"final_learning_rate": 0.002}},
+            "(0.002) must be below learning_rate (0.002)",
+        ),
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate: input should be a finite number"),
         ({"training": {"gpus": 2, "nodes": 4}}, "nodes (4) must divide gpus (2)"),
         ({"training": {"max_tokens_per_pack": 257}}, "max_tokens_per_pack must be at least the model's max_length"),
@@ -154,6 +160,29 @@ def test_what_stands_three_times_is_told_with_neighbouring_lines(shipped: dict[s
     overlay.write_text("project: a\nproject: b\nproject: c\n")
     told = [line.split("on both ")[1] for line in mistakes(shipped, str(overlay)).splitlines()[1:]]
     assert told == [f"lines 1 and 2 of {overlay}", f"lines 2 and 3 of {overlay}"]
+
+
+def test_a_run_that_is_false_is_none(shipped: dict[str, Any]) -> None:
+    assert list(load_settings(merged(shipped, {"runs": {"single": False, "mine": None}}), made=MADE).runs) == [
+        "full", "mask_only", "gene_only", "prot_only", "mine",
+    ]  # fmt: skip
+    none = {"runs": dict.fromkeys(shipped["runs"], False), "report_runs": []}
+    assert mistakes(merged(shipped, none)).splitlines()[1:] == ["  runs: must have at least one item"]
+
+
+def test_each_of_several_contradictions_has_a_line(shipped: dict[str, Any]) -> None:
+    (first, second, third, fourth) = mistakes(merged(shipped, {"model": {"max_length": 20}})).splitlines()[1:]
+    for line, run in zip((first, second, third, fourth), ("full", "mask_only", "gene_only", "single"), strict=True):
+        told = f"source genomes has windows of 256, but run {run} reads at most 18 (model.max_length - 2)"
+        assert line == f"  configuration: {told}; `runs: {{{run}: false}}` leaves it out"
+
+
+@pytest.mark.parametrize("form", ["{}/", "./{}", "{here}/{}", "results//demo/runs/full/model"])
+def test_what_a_rule_makes_is_known_however_it_is_written(shipped: dict[str, Any], form: str) -> None:
+    model = "results/demo/runs/full/model"
+    given = form.format(model, here=os.getcwd())
+    raw = merged(shipped, {"runs": {"mine": {"model_dirpath": given}}})
+    assert load_settings(raw, made=[*MADE, model]).runs["mine"].model_dirpath == model
 
 
 def test_what_is_wrong_in_the_only_run_is_told_there(shipped: dict[str, Any]) -> None:

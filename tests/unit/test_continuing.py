@@ -94,5 +94,5 @@ def test_of_data_is_told_that_they_changed_not_their_hashes() -> None:
 
 def test_what_to_type_fits_every_call(tmp_path: Path) -> None:
     # A command by itself would lack what names the project: --configfile, or a profile.
-    message = str(refusal(tmp_path / "mine", ["seed: 1 -> 2"]))
+    message = str(refusal("mine", tmp_path / "work", ["seed: 1 -> 2"]))
     assert message.endswith("begin it anew (the old work is set aside): the same command with `--config restart=mine`")

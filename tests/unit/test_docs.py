@@ -28,7 +28,7 @@ def test_the_way_to_use_a_model_works(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
-    assert done.stdout == "torch.Size([12, 32]) torch.Size([1, 5])\n", done.stderr
+    assert done.stdout == "torch.Size([14, 32]) torch.Size([1, 5])\n", done.stderr
 
 
 def test_the_table_of_tasks_is_that_of_the_code(root: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lucavirus.attention import make_layout
 from lucavirus.errors import UserError
 from lucavirus.linear import is_ours
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.weights import import_weights
 from tests import tiny
+from tests.made_up import ARCHITECTURE
 
 SMALL = Architecture(32, 2, 4, 20, {"gene_type": (8, 3), "prot_keyword": (6, 5)})
 
@@ -202,6 +204,15 @@ def test_weights_run_no_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as weights"):
         import_weights(LucaVirus(SMALL), tmp_path)
     assert not (tmp_path / "harm").exists()
+
+
+def test_sequences_that_are_stacked_or_not_all_told_are_refused() -> None:
+    """They would be computed, to something without meaning."""
+    model, device = LucaVirus(ARCHITECTURE), torch.device("cpu")
+    tokens = torch.full((2, 10), 7)
+    for wrong, offsets in ((tokens, [0, 10]), (tokens, [0, 20]), (tokens[0], [0, 5]), (tokens[0], [0, 5, 9, 20])):
+        with pytest.raises(ValueError, match="packed end to end"):
+            model(wrong, torch.ones_like(wrong), torch.zeros_like(wrong), make_layout(offsets, device))
 
 
 def test_a_task_without_classes_has_no_head() -> None:

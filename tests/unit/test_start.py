@@ -38,18 +38,23 @@ WHY = "; `auto` was computed at the first start, for its epochs: more of them ne
 )
 def test_a_schedule_that_ends_before_the_epochs_is_told(run: Run, last: int, told: list[str]) -> None:
     prepared = SimpleNamespace(run=run, plan=SimpleNamespace(updates=48, updates_per_epoch=4))
-    started: Any = SimpleNamespace(prepared=prepared, updater=SimpleNamespace(max_steps=last))
+    started: Any = SimpleNamespace(
+        prepared=prepared, updater=SimpleNamespace(max_steps=last), state=State(), last_update=9
+    )
     assert _early_end(started) == told
 
 
 def test_what_the_data_cannot_teach_or_tell_is_told() -> None:
     words: dict[str, Any] = {
         "dropped": ("gene_taxonomy",), "classes": {"prot_site": 1, "prot_domain": 2, "prot_keyword": 1},
-        "dev": range(1), "test": range(1), "run": GIVEN, "plan": SimpleNamespace(updates=9), "max_steps": lambda: 9,
+        "train": range(256), "dev": range(1), "test": range(1), "run": GIVEN, "plan": SimpleNamespace(updates=9),
+        "max_steps": lambda: 9,
     }  # fmt: skip
     left_out = "warning: gene_taxonomy has no label in these data; the run goes on without it"
     trivial = "warning: prot_site has one class only: there is nothing to learn"  # a keyword is there or not
     assert list(_warnings(SimpleNamespace(**words))) == [left_out, trivial]  # type: ignore[arg-type]
+    (_, small, *_) = _warnings(SimpleNamespace(**words | {"train": range(255)}))  # type: ignore[arg-type]
+    assert small.startswith("warning: an update takes 256 sequences, and there are 255: lower")
     told = list(_warnings(SimpleNamespace(**words | {"dev": (), "test": ()})))  # type: ignore[arg-type]
     assert [line.split(":")[1] for line in told[2:]] == [" there is no dev sequence", " there is no test sequence"]
 
@@ -83,7 +88,8 @@ def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_by_itself(tmp_path
 
 def test_a_warm_up_longer_than_the_training_is_told() -> None:
     run = Run(warmup_steps=320, gradient_accumulation_steps=32, learning_rate=0.002)
-    words: dict[str, Any] = {"run": run, "dropped": (), "classes": {}, "dev": range(1), "test": range(1)}
+    words: dict[str, Any] = {"run": run, "dropped": (), "classes": {}}
+    words |= {"train": range(256), "dev": range(1), "test": range(1)}
     for planned, last, told in ((10, 100, "10: 0.002"), (100, 5, "5: 0.001"), (11, 11, "")):
         prepared = SimpleNamespace(**words, plan=SimpleNamespace(updates=planned), max_steps=lambda last=last: last)
         found = list(_warnings(prepared))  # type: ignore[arg-type]
@@ -93,6 +99,17 @@ def test_a_warm_up_longer_than_the_training_is_told() -> None:
             "0.002; lower warmup_steps (now 320)"
         )
         assert found == ([told] if told else [])
+
+
+def test_a_run_beyond_its_end_is_told() -> None:
+    started: Any = SimpleNamespace(
+        prepared=SimpleNamespace(run=GIVEN, plan=SimpleNamespace(updates=48)), updater=SimpleNamespace(max_steps=48),
+        state=State(update=740), last_update=74,
+    )  # fmt: skip
+    (told,) = _early_end(started)
+    assert told.startswith("warning: the run is already at update 740, beyond its last one by these settings, 74:")
+    started.state.update = 74
+    assert _early_end(started) == []
 
 
 def test_going_back_is_forgotten_by_a_start_that_goes_on(tmp_path: Path) -> None:
