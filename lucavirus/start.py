@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     state.resolved.setdefault("max_steps", prepared.max_steps())
     memory.prepare_for_model(prepared.architecture.weights)
     model = LucaVirus(prepared.architecture, prepared.run.seed)
-    said += _load_weights(newest, original or prepared.run.model_dirpath, prepared.plan, state, model)
+    said += _load_weights(newest, original or prepared.run.model_dirpath, prepared.plan, state, model, beside)
     updater = make_updater(prepared, model, state, ranks)
     if newest:
         restore_moments(newest, model, updater.optimizer)
@@ -138,14 +138,21 @@ def make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Rank
     return updater
 
 
-def _load_weights(newest: Path | None, folder: str | None, plan: Plan, state: State, model: LucaVirus) -> list[str]:
-    """Load weights from a checkpoint or from a folder; returns what to say about it."""
+def _load_weights(
+    newest: Path | None, folder: str | None, plan: Plan, state: State, model: LucaVirus, beside: Mapping[str, str]
+) -> list[str]:
+    """Load weights from a checkpoint or from a folder; returns what to say about it. `beside` are the run's labels."""
     if newest:
         restore_weights(newest, model)
         return [f"going on from {newest}"]
     if folder is None:
         return []
     said = [f"weights of {folder}: {import_weights(model, Path(folder))}"]
+    for name, text in beside.items():
+        if (theirs := Path(folder, name)).exists() and name.startswith("labels/") and theirs.read_text() != text:
+            said.append(
+                f"warning: {theirs} has other classes than this run; its head is taken where their number is the same"
+            )
     if state.update:
         at = plan.position(state.update)
         said.append(

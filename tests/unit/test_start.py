@@ -185,6 +185,19 @@ def test_a_start_goes_on_where_the_checkpoint_stood(
         begun(project, tmp_path, {"seed": 5}, restart="other")
 
 
+def test_heads_of_other_classes_are_told(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    (folder / "labels").mkdir(parents=True)
+    model = LucaVirus(begun(project, tmp_path / "none", {}).prepared.architecture)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    same = (project.parent / "vocabularies/gene_type.txt").read_text()
+    for text, told in ((same, 0), (same + "one more\n", 1)):
+        (folder / "labels/gene_type.txt").write_text(text)
+        work = tmp_path / str(told)
+        begun(project, work, {"model_dirpath": str(folder)})
+        assert (work / "train.log").read_text().count(f"{folder}/labels/gene_type.txt has other classes") == told
+
+
 def test_weights_named_on_the_command_line_go_before_those_of_the_run(project: Path, tmp_path: Path) -> None:
     architecture = begun(project, tmp_path / "none", {}).prepared.architecture
     for seed in (1, 2):
