@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -62,3 +63,25 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | N
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part].start_mark.line + 1, node.value[part]
     return None
+
+
+def own_location(where: Location, raw: Mapping[str, Any]) -> Location:
+    """A run's setting that came from a shared group is reported there, once."""
+    if len(where) >= 2 and where[0] == "runs":
+        own = (raw.get("runs") or {}).get(where[1]) or {}
+        if not isinstance(own, Mapping):
+            return where[:2]
+        if where[2:] == ("model",) and not own.get("model") or not gives(own, where[2:]):
+            return where[2:] if where[2] == "model" else ("training", *where[2:])
+    return where
+
+
+def gives(own: Any, where: Location) -> bool:
+    """True where a group gives a setting itself, or the value that it is in."""
+    for part in where:
+        if not isinstance(own, Mapping):
+            return own is not None
+        if part not in own:
+            return False
+        own = own[part]
+    return True

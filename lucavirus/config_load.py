@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import glob
 import json
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from lucavirus.config import Model, Run, Settings, StopAfter
 from lucavirus.config_data import Source, Split, Tokenize
-from lucavirus.config_lines import Location, locate, repeated
+from lucavirus.config_files import expand_files
+from lucavirus.config_lines import Location, gives, locate, own_location, repeated
 from lucavirus.errors import UserError, close_to
 
 _GROUPS: dict[str, type[BaseModel]] = {
@@ -45,7 +44,7 @@ def load_settings(
     that a rule makes. Raises one UserError that lists every mistake.
     """
     problems = [found for file in files for found in repeated(file)]
-    complete = _expand_files(_complete_runs(raw, problems), raw, made, problems)
+    complete = expand_files(_complete_runs(raw, problems), raw, made, problems)
     for where, text in (_explain(detail, raw) for detail in _mistakes(complete)):
         problems += [(where, line) for line in text.splitlines()]
     if problems:
@@ -165,70 +164,6 @@ def _group(raw: Mapping[str, Any], key: str, problems: list[tuple[Location, str]
     return {}
 
 
-def _expand_files(
-    raw: dict[str, Any], written: Mapping[str, Any], made: Collection[str], problems: list[tuple[Location, str]]
-) -> dict[str, Any]:
-    sources = []
-    if not isinstance(raw.get("sources"), list):
-        return raw
-    for n, source in enumerate(raw["sources"]):
-        if isinstance(source, Mapping):
-            source = dict(source)
-            for key in ("files", "annotations"):
-                if key in source:
-                    source[key] = _found(source[key], ("sources", n, key), made, problems)
-        sources.append(source)
-    raw = {**raw, "sources": sources}
-    if isinstance(vocabularies := raw.get("vocabularies"), Mapping):
-        found = {task: _found_one(name, ("vocabularies", task), made, problems) for task, name in vocabularies.items()}
-        raw["vocabularies"] = found
-    for where, group in (((), raw), *((("runs", name), run) for name, run in raw["runs"].items())):
-        if group.get("model_dirpath"):
-            place = _own_location((*where, "model_dirpath"), written)
-            group["model_dirpath"] = _found_one(group["model_dirpath"], place, made, problems)
-    return raw
-
-
-def _found(names: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
-    """File names with patterns expanded; missing ones are problems. What is no name is left for pydantic to refuse."""
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return names
-    found = []
-    for name in (_plain(name, made) for name in names):
-        hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
-        found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
-    return found
-
-
-def _found_one(name: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
-    """The same for a setting that is one file or folder, and no pattern."""
-    if not isinstance(name, str):
-        return name
-    name = _plain(name, made)
-    there = name in made or os.path.exists(name)
-    return _allowed(name, where, problems) if there else _missing(name, where, problems)
-
-
-def _plain(name: str, made: Collection[str]) -> str:
-    """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it."""
-    name = os.path.expanduser(name)
-    if (as_made := os.path.relpath(name)) in made:
-        return as_made
-    return os.path.normpath(name) if "//" in name else name
-
-
-def _allowed(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
-    if any(letter in name for letter in "{}<>"):
-        problems.append((where, f"Snakemake takes {{ }} < > in a path for its own: {name} (rename it, or give a link)"))
-    return name
-
-
-def _missing(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
-    problems.append((where, f"no such file: {name} (put it there, or fill in your own path on this line)"))
-    return name
-
-
 def _follows_from_another(detail: Any) -> bool:
     # pydantic counts only the items without a mistake of their own.
     return bool(detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"])
@@ -236,7 +171,7 @@ def _follows_from_another(detail: Any) -> bool:
 
 def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
     parts = (part for part in detail["loc"] if part != "[key]" and not str(part).startswith("function-"))
-    where = _own_location(tuple(parts), raw)
+    where = own_location(tuple(parts), raw)
     if detail["type"] == "extra_forbidden":
         group = next((_GROUPS[str(part)] for part in reversed(where[:-1]) if part in _GROUPS), Settings)
         known = [*group.model_fields, *(_SHARED if group is Settings else ())]
@@ -257,40 +192,25 @@ def _elsewhere(name: str) -> str:
     return "".join(f" here; it belongs under `{home}`" for home in homes if name in _GROUPS[home].model_fields)
 
 
-def _own_location(where: Location, raw: Mapping[str, Any]) -> Location:
-    """A run's setting that came from a shared group is reported there, once."""
-    if len(where) >= 2 and where[0] == "runs":
-        own = (raw.get("runs") or {}).get(where[1]) or {}
-        if not isinstance(own, Mapping):
-            return where[:2]
-        if where[2:] == ("model",) and not own.get("model") or not _gives(own, where[2:]):
-            return where[2:] if where[2] == "model" else ("training", *where[2:])
-    return where
-
-
-def _gives(own: Any, where: Location) -> bool:
-    """True where a group gives a setting itself, or the value that it is in."""
-    for part in where:
-        if not isinstance(own, Mapping):
-            return own is not None
-        if part not in own:
-            return False
-        own = own[part]
-    return True
-
-
 def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[tuple[Location, str]]:
-    """What is wrong in each run alike is wrong in what they share."""
-    whole = {name: {text for where, text in problems if where == ("runs", name)} for name in runs}
-    shared = set.intersection(*whole.values()) if len(whole) > 1 else set()
-    return [(("training",) if text in shared and where[:1] == ("runs",) else where, text) for where, text in problems]
+    """What is wrong in several runs alike is wrong in what they share."""
+    having: dict[str, list[str]] = {}
+    for where, text in problems:
+        if where[:1] == ("runs",) and len(where) == 2:
+            having.setdefault(text, []).append(str(where[1]))
+    shared = {text: names for text, names in having.items() if len(names) > 1}
+    told = {text: f"{text} (runs {', '.join(names)})" for text, names in shared.items() if len(names) < len(runs)}
+    return [
+        (("training",), told.get(text, text)) if text in shared and where[:1] == ("runs",) else (where, text)
+        for where, text in problems
+    ]
 
 
 def _message(problems: list[tuple[Location, str]], files: Sequence[str], typed: Mapping[str, Any]) -> str:
     lines = []
     for where, text in dict.fromkeys(problems):
         name = ".".join(str(part) for part in where) or "configuration"
-        at = "--config" if where and _gives(typed, where) else locate(where, files)
+        at = "--config" if where and gives(typed, where) else locate(where, files)
         lines.append(f"  {name}{f' ({at})' if at else ''}: {text}")
     count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
     return "\n".join([f"the configuration has {count}:", *lines])

@@ -162,6 +162,14 @@ def test_what_stands_three_times_is_told_with_neighbouring_lines(shipped: dict[s
     assert told == [f"lines 1 and 2 of {overlay}", f"lines 2 and 3 of {overlay}"]
 
 
+def test_what_is_wrong_in_some_runs_alike_is_told_once(shipped: dict[str, Any]) -> None:
+    own = {"max_steps": 1000, "final_learning_rate": None}
+    raw = merged(shipped, {"training": {"max_steps": 50}, "runs": {"mine": own, "prot_only": own}})
+    (told,) = mistakes(raw).splitlines()[1:]
+    assert told.startswith("  training: final_learning_rate goes only with `max_steps: auto`")
+    assert told.endswith(" (runs full, mask_only, gene_only, single)")
+
+
 def test_a_run_that_is_false_is_none(shipped: dict[str, Any]) -> None:
     assert list(load_settings(merged(shipped, {"runs": {"single": False, "mine": None}}), made=MADE).runs) == [
         "full", "mask_only", "gene_only", "prot_only", "mine",

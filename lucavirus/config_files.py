@@ -1,0 +1,79 @@
+"""Files that settings name: patterns expanded, what is missing told."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lucavirus.config_lines import Location, own_location
+
+
+def expand_files(
+    raw: dict[str, Any], written: Mapping[str, Any], made: Collection[str], problems: list[tuple[Location, str]]
+) -> dict[str, Any]:
+    """The configuration with its files found: those of sources, label files, weights to start from.
+
+    `written` is the configuration before its runs were completed, `made` the files that a rule makes; what is missing
+    is added to `problems`.
+    """
+    sources = []
+    if not isinstance(raw.get("sources"), list):
+        return raw
+    for n, source in enumerate(raw["sources"]):
+        if isinstance(source, Mapping):
+            source = dict(source)
+            for key in ("files", "annotations"):
+                if key in source:
+                    source[key] = _found(source[key], ("sources", n, key), made, problems)
+        sources.append(source)
+    raw = {**raw, "sources": sources}
+    if isinstance(vocabularies := raw.get("vocabularies"), Mapping):
+        found = {task: _found_one(name, ("vocabularies", task), made, problems) for task, name in vocabularies.items()}
+        raw["vocabularies"] = found
+    for where, group in (((), raw), *((("runs", name), run) for name, run in raw["runs"].items())):
+        if group.get("model_dirpath"):
+            place = own_location((*where, "model_dirpath"), written)
+            group["model_dirpath"] = _found_one(group["model_dirpath"], place, made, problems)
+    return raw
+
+
+def _found(names: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
+    """File names with patterns expanded; missing ones are problems. What is no name is left for pydantic to refuse."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return names
+    found = []
+    for name in (_plain(name, made) for name in names):
+        hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
+        found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
+    return found
+
+
+def _found_one(name: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
+    """The same for a setting that is one file or folder, and no pattern."""
+    if not isinstance(name, str):
+        return name
+    name = _plain(name, made)
+    there = name in made or os.path.exists(name)
+    return _allowed(name, where, problems) if there else _missing(name, where, problems)
+
+
+def _plain(name: str, made: Collection[str]) -> str:
+    """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it."""
+    name = os.path.expanduser(name)
+    if (as_made := os.path.relpath(name)) in made:
+        return as_made
+    return os.path.normpath(name) if "//" in name else name
+
+
+def _allowed(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
+    if any(letter in name for letter in "{}<>"):
+        problems.append((where, f"Snakemake takes {{ }} < > in a path for its own: {name} (rename it, or give a link)"))
+    return name
+
+
+def _missing(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
+    problems.append((where, f"no such file: {name} (put it there, or fill in your own path on this line)"))
+    return name
