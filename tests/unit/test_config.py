@@ -139,7 +139,7 @@ def test_home_folders_and_empty_parts_of_paths(
 
 
 def test_patterns_give_files_in_sorted_order(shipped: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucavirus.config_load.glob.glob", lambda _: MADE[::-1])
+    monkeypatch.setattr("lucavirus.config_files.glob.glob", lambda _: MADE[::-1])
     settings = load_settings(merged(shipped, one_source(files=["*"])), made=MADE)
     assert settings.sources[0].files == tuple(sorted(MADE))
 
