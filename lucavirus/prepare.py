@@ -42,6 +42,10 @@ class Prepared:
 
 def prepare(name: str, run: Run, data: Path) -> Prepared:
     """Open the data of a run; tasks without any label are dropped. Raises UserError where nothing can be learned."""
+    if not (data / "datasets").is_dir():
+        raise UserError(
+            "has no data sets", where=str(data), hint="`snakemake split` makes them; is it the right folder?"
+        )
     vocabularies = read_vocabularies(data / "vocabularies")
     dropped = tuple(task for task in run.tasks if task in SUPERVISED and not vocabularies[task])
     tasks = tuple(task for task in run.tasks if task not in dropped)

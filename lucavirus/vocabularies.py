@@ -27,6 +27,9 @@ from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
 # Of each annotation file and molecule: the ids that its rows name, with the line of the first such row.
 Wanted = dict[tuple[str, Molecule], dict[str, int]]
+_UNUSED_HINT = (
+    "correct the id, the task or `annotations`; where you left sequences out, leave their rows out of the labels too"
+)
 _GFF3_HINT = (
     "GFF3 counts from 1, both ends included; features across the origin of a circle need Is_circular=true in the row "
     "of the whole sequence"
@@ -118,7 +121,7 @@ def check_annotated_ids(sources: Sequence[Source], wanted: Wanted) -> None:
             name, line = min(ids.items(), key=lambda item: item[1])
             more = f" (and {len(ids) - 1} more ids)" if len(ids) > 1 else ""
             what = f"the label of the {molecule} {name} is used by no source: {_reason(sources, file, molecule, name)}"
-            raise UserError(what + more, where=f"{file}:{line}", hint="correct the id, the task or `annotations`")
+            raise UserError(what + more, where=f"{file}:{line}", hint=_UNUSED_HINT)
 
 
 def _key(file: str, source: Source) -> tuple[str, Molecule]:
