@@ -21,7 +21,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     if visible is None:
         return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     names = itertools.takewhile(lambda name: name != "-1", map(str.strip, visible.split(",")))  # as CUDA does
-    return [name for name in names if name]
+    return list(dict.fromkeys(str(int(name)) if name.isdecimal() else name for name in names if name))
 
 
 @contextlib.contextmanager
@@ -29,8 +29,12 @@ def claimed_gpus(count: int, say: Callable[[str], None], parent: int) -> Iterato
     """Hold `count` of the GPUs for a while; waits until so many are free, and yields the variable that names them.
 
     All or none are held, so that two who wait never wait for each other. The kernel frees a dead holder's. Raises
-    UserError where the process `parent`, which started this one, dies meanwhile: nobody waits for the result then.
+    UserError where there are not so many, or where the process `parent`, which started this one, dies meanwhile: nobody
+    waits for the result then.
     """
+    if count > len(there := visible_gpus(os.environ)):
+        hint = "ask for as many as there are (the resource `gpu`, CUDA_VISIBLE_DEVICES)"
+        raise UserError(f"{count} GPUs are asked for, and this machine offers {len(there)}", hint=hint)
     told = False
     while True:
         with contextlib.ExitStack() as held:

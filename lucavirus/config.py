@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -269,6 +270,9 @@ class Settings(Frozen):
             if chosen is not None and chosen not in self.runs:
                 yield f"{field} names {chosen}, which is not in runs ({', '.join(self.runs)})"
         for name, run in self.runs.items():
+            for own in (f"results/{self.project}/runs/{name}", f"work/{self.project}/{name}"):
+                if run.model_dirpath and not os.path.relpath(run.model_dirpath, own).startswith(".."):
+                    yield f"run {name} begins with weights in its own {own}, which it writes anew: copy them elsewhere"
             for source in self.sources:
                 read = source.is_csv or source.kind in run.molecules
                 if read and source.window_size and source.window_size > run.model.max_length - 2:

@@ -63,12 +63,17 @@ def _found_one(name: Any, where: Location, made: Collection[str], problems: list
 def _plain(name: str, made: Collection[str]) -> str:
     """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it."""
     name = os.path.expanduser(name)
-    if (as_made := os.path.relpath(name)) in made:
-        return as_made
+    for form in (name, os.path.realpath(name)):
+        if name and (as_made := os.path.relpath(form)) in made:
+            return as_made
     return os.path.normpath(name) if "//" in name else name
 
 
 def _allowed(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        problems.append((where, f"the name is not UTF-8: {name!r} (rename it, or give a link)"))
     if any(letter in name for letter in "{}<>"):
         problems.append((where, f"Snakemake takes {{ }} < > in a path for its own: {name} (rename it, or give a link)"))
     return name

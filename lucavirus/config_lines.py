@@ -31,7 +31,10 @@ def _repeated(node: yaml.Node | None, file: str, where: Location) -> Iterator[tu
 
 def _composed(file: str) -> yaml.Node | None:
     with open(file) as stream:
-        node: yaml.Node | None = yaml.compose(stream, Loader=yaml.SafeLoader)
+        try:
+            node: yaml.Node | None = yaml.compose(stream, Loader=yaml.SafeLoader)
+        except yaml.YAMLError:  # Snakemake reads JSON too, in which tabs may stand
+            return None
     return node
 
 

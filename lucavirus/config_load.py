@@ -43,6 +43,7 @@ def load_settings(
     `files` are the YAML files it came from (for line numbers), `typed` what came from `--config`, `made` the inputs
     that a rule makes. Raises one UserError that lists every mistake.
     """
+    raw = _reread(raw, typed or {})
     problems = [found for file in files for found in repeated(file)]
     complete = expand_files(_complete_runs(raw, problems), raw, made, problems)
     for where, text in (_explain(detail, raw) for detail in _mistakes(complete)):
@@ -50,6 +51,13 @@ def load_settings(
     if problems:
         raise UserError(_message(_once(problems, complete["runs"]), files, typed or {}))
     return Settings.model_validate(complete)
+
+
+def _reread(raw: Any, typed: Any) -> Any:
+    """The configuration with YAML's words in what `--config` gave: Snakemake leaves them text within a group."""
+    if isinstance(raw, Mapping) and isinstance(typed, Mapping):
+        return {key: _reread(value, typed[key]) if key in typed else value for key, value in raw.items()}
+    return {"null": None, "false": False, "true": True}.get(raw, raw) if isinstance(raw, str) else raw
 
 
 def read_settings(path: Path) -> Settings:

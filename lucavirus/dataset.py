@@ -39,9 +39,8 @@ class Dataset:
             wanted = [t for t in tasks if TASKS[t].supervised and TASKS[t].molecule == molecule]
             self._tables.append(_Table(data / "datasets" / molecule / f"{split}.h5", wanted))
         self._starts = np.concatenate([[0], np.cumsum([len(table) for table in self._tables])]).astype(np.int64)
-        # A memory-mapped shard costs an open file and page tables, not memory; far more shards than this are rare.
-        _allow_open_files()
-        self._shard = lru_cache(maxsize=1024)(lambda name: Shard(self._shards_folder / name))
+        # A memory-mapped shard costs an open file and page tables, not memory. There are three data sets.
+        self._shard = lru_cache(maxsize=max(256, _open_files() // 4))(lambda name: Shard(self._shards_folder / name))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -85,10 +84,11 @@ class Dataset:
             yield table, self._shard(table.shards[shard]), row
 
 
-def _allow_open_files() -> None:
-    """Let this process, and those it starts, have as many files open as the system allows; 1024 is a usual limit."""
+def _open_files() -> int:
+    """Let this process, and those it starts, have as many files open as the system allows (1024 is usual); how many."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return min(most, 2**16) if most != resource.RLIM_INFINITY else 2**16
 
 
 class _Table:

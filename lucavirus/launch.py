@@ -84,6 +84,8 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         except UserError as error:
             output.say(f"error: {error}")
             return 1
+        except KeyboardInterrupt:  # while it waited: nothing was started
+            return 128 + signal.SIGINT
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)
         watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent)

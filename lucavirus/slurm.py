@@ -23,6 +23,7 @@ FIRST_PORT, PORTS = 20000, 12768
 # A controller may be away for minutes; who was asked to save has that time before the limit.
 PATIENCE_SECONDS, PAUSE_SECONDS = 600.0, 5.0
 _QUERY_SECONDS = 60
+_PLAIN_TIMES = {"SLURM_TIME_FORMAT": "standard"}  # a user may have set another one, which we could not read
 
 T = TypeVar("T")
 
@@ -48,7 +49,9 @@ def own_job() -> str:
 def _ask(*words: str) -> str:
     """What a Slurm command says. Raises UserError when it fails or does not answer."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=False)
+        done = subprocess.run(
+            words, env=os.environ | _PLAIN_TIMES, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         raise UserError(f"no answer within {_QUERY_SECONDS} s", where=words[0]) from None
     except FileNotFoundError:  # inside an image

@@ -41,10 +41,16 @@ def staged(data: Path, target: str | None) -> Path:
 def _own_folder(base: Path) -> Path:
     """This user's folder below one that others may use too, such as /tmp."""
     own = base / f"lucavirus-{os.getuid()}"
-    base.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        own.mkdir(mode=0o700)
-    found = own.lstat()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            own.mkdir(mode=0o700)
+        found = own.lstat()
+    except OSError as error:
+        hint = "name a folder of the node's own disk that you can write to"
+        raise UserError(
+            f"{error.filename} cannot be made ({error.strerror})", where="stage_shards_to", hint=hint
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise UserError(
             f"{own} is not a folder that only you can write to",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lucavirus import memory
 from lucavirus.alphabet import OTHER_BASE, UNK
 from lucavirus.background import Background
-from lucavirus.blocks import Unit, plan_units
+from lucavirus.blocks import Unit, line_of, mistake, plan_units
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
 from lucavirus.config_load import chosen_source
@@ -26,7 +26,7 @@ from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.files import replace_json
 from lucavirus.hashes import text_hashes
-from lucavirus.record_batches import Record, RecordBatch
+from lucavirus.record_batches import RecordBatch
 from lucavirus.records import read_unit
 from lucavirus.rows import Windows, cut_sequences, cut_windows, make_rows, window_ids
 from lucavirus.sequence_labels import Labels
@@ -124,30 +124,26 @@ def _taken_twice(units: int, out: Path) -> U64:
 
 def _refuse_duplicates(source: Source, units: Sequence[Unit], twice: U64) -> None:
     """Raise UserError, with both places, when an id whose hash is among `twice` is taken twice in the source."""
-    seen: dict[bytes, Record] = {}
-    for name, record in _taken_ids(source, units, twice):
-        first = seen.setdefault(name, record)
-        if first is not record:
-            raise UserError(
-                f"the id {name.decode()} was used before, at {first.where}",
-                where=record.where,
-                hint="ids (and those of windows) must differ within a source: rename or remove one of the two",
-            )
+    seen: dict[bytes, tuple[str, int]] = {}
+    for name, place in _taken_ids(source, units, twice):
+        first = seen.setdefault(name, place)
+        if first != place:
+            hint = "ids (and those of windows) must differ within a source: rename or remove one of the two"
+            raise mistake(*place, f"the id {name.decode()} was used before, at {line_of(*first)}", hint)
 
 
-def _taken_ids(source: Source, units: Sequence[Unit], wanted: U64) -> Iterator[tuple[bytes, Record]]:
-    """The ids of records and windows whose hash is wanted, with their record, in order."""
+def _taken_ids(source: Source, units: Sequence[Unit], wanted: U64) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    """The ids whose hash is `wanted` (ascending), in order, of records and windows, and where their record begins."""
     for unit in units:
         for batch in read_unit(unit, source.kind):
             windows = _windows(batch, source)
             whole = cut_sequences(windows)
             ids = [*(batch.ids[n] for n in whole.tolist()), *window_ids(batch, windows, slice(None))]
             owners = np.concatenate([whole, windows.sequence])
-            found = np.flatnonzero(np.isin(text_hashes(ids), wanted))
-            records: dict[int, Record] = {}
+            hashes = text_hashes(ids)
+            found = np.flatnonzero(wanted.take(np.searchsorted(wanted, hashes), mode="clip") == hashes)
             for place in found[np.argsort(owners[found], kind="stable")].tolist():
-                owner = int(owners[place])
-                yield ids[place], records.setdefault(owner, batch.record(owner))
+                yield ids[place], (batch.file, batch.offsets[owners[place]])
 
 
 def _finish(name: str, units: int, left_out: Counter[str], out: Path) -> dict[str, Any]:
@@ -174,7 +170,7 @@ def _clear(out: Path, units: Iterable[int] | None = None) -> None:
     """Remove what was written for some units; without them for all, those of an earlier set too."""
     numbers = None if units is None else set(units)
     for path in out.iterdir():
-        found = re.match(r"\.?(?:unit-)?(\d{5})[-.]", path.name)
+        found = re.match(r"\.?(?:unit-)?(\d{5,})[-.]", path.name)
         if found and (numbers is None or int(found[1]) in numbers):
             path.unlink(missing_ok=True)
 

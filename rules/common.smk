@@ -12,6 +12,8 @@ from lucavirus.config import OPERATIONAL
 from lucavirus.config_data import SPLITS
 from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
+from lucavirus.guard import only_owner
+from lucavirus.launch import GRACE_SECONDS
 from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
@@ -30,13 +32,13 @@ SOURCES = {source.name: source for source in SETTINGS.sources}
 
 
 def refuse_second_trainings() -> None:
-    """An error where Slurm has a job already for a training that is about to start, as after the death of a Snakemake."""
+    """An error where a training is about to start that is going on, or that Slurm has a job for, of another Snakemake."""
     wanted = sorted(job.wildcards.run for job in workflow.dag.needrun_jobs() if job.rule.name == "train")
     try:
         found = {run: trainings(run, Path.cwd()) for run in wanted}
     except UserError as error:  # no answer: the job itself looks again before it trains
         logger.warning(f"Slurm does not say which trainings it has: {error}")
-        return
+        found = {}
     busy = [f"run {run} is trained by {', '.join(map(str, jobs))}" for run, jobs in found.items() if jobs]
     if busy:
         raise ConfigurationError(
@@ -45,6 +47,13 @@ def refuse_second_trainings() -> None:
             "again; or end it first: `scancel --signal=USR1` and its number saves it and puts it back into the queue, "
             "`scancel` and its number takes it out there. Its log: train.log in the work folder of the run"
         )
+    for run in wanted:
+        if (work := Path("work", SETTINGS.project, run)).is_dir():
+            try:
+                with only_owner(work, patience=GRACE_SECONDS):
+                    pass
+            except UserError as error:  # before Snakemake clears away the log of the one that is going on
+                raise ConfigurationError(str(error)) from None
 
 
 def alternatives(names) -> str:

@@ -50,6 +50,8 @@ def settings() -> Settings:
     submitted = os.environ.get("LUCAVIRUS_SETTINGS")
     if submitted and workflow.exec_mode != ExecMode.DEFAULT:
         return read_settings(Path(submitted))
+    if not os.path.samefile(workflow.basedir, os.curdir):
+        raise ConfigurationError(f"type the command in {workflow.basedir}, or add `--directory {workflow.basedir}`")
     base = os.path.abspath("config/config.yaml")
     # Snakemake lists the overlays before the file that they overlay.
     files = sorted((os.path.relpath(file) for file in workflow.configfiles), key=lambda f: os.path.abspath(f) != base)

@@ -26,6 +26,7 @@ def never(text: str) -> None:
 
 def test_visible_gpus_are_those_of_the_variable() -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-77,-1,1"}) == ["3", "GPU-77"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0,1,00,1,GPU-7"}) == ["0", "1", "GPU-7"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
 
 
@@ -55,12 +56,20 @@ def test_without_gpus_nothing_changes() -> None:
 
 
 def test_who_waits_ends_with_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "t9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "t8,t9")
     monkeypatch.setattr(claims, "PAUSE_SECONDS", 0.01)
     with (
+        claimed_gpus(1, never, os.getppid()),
         pytest.raises(UserError, match="Snakemake is gone; nothing was started"),
         claimed_gpus(2, print, os.getppid() + 1),
     ):
+        pass
+
+
+def test_nobody_waits_for_what_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "s0,s0,-1,s1")
+    told = "2 GPUs are asked for, and this machine offers 1\n"
+    with pytest.raises(UserError, match=told), claimed_gpus(2, never, os.getppid()):
         pass
 
 

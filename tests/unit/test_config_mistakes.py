@@ -37,6 +37,11 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"training": {"model_dirpath": "nowhere"}}, "no such file: nowhere"),
         ({"max_epochs": 5}, "max_epochs: is not a setting here; it belongs under `training`"),
         ({"runs": {"full": {"hidden_size": 8}}}, "full.hidden_size: is not a setting here; it belongs under `model`"),
+        (one_source(files=[""]), "has 1 mistake:\n  sources.0.files: no such file:  ("),
+        *(
+            ({"runs": {"full": {"model_dirpath": own}}}, f"run full begins with weights in its own {folder}/demo/")
+            for own, folder in (("results/demo/runs/full/model", "results"), ("work/demo/full/best/step-4", "work"))
+        ),
         ({"run": "ful"}, "run names ful, which is not in runs"),
         ({"run": "full", "model_dirpath": "config"}, "model_dirpath needs trained_checkpoint"),
         ({"project": "a/b"}, "project: must begin with a letter and have letters, digits and _ only (given: 'a/b')"),
@@ -153,6 +158,26 @@ def test_what_the_command_line_gives_is_not_told_with_the_line_that_it_replaces(
         load_settings(merged(merged(shipped, yaml.safe_load(base.read_text())), typed), [str(base)], MADE, typed)
     assert "  training.seed (--config): " in str(caught.value)
     assert f"  training.max_epochs ({base}:3): " in str(caught.value)
+
+
+def test_words_of_yaml_on_the_command_line_are_read(shipped: dict[str, Any]) -> None:
+    typed = {"runs": {"single": "false"}, "training": {"keep_every": "null", "deterministic": "true"}}
+    settings = load_settings(merged(shipped, typed), made=MADE, typed=typed)
+    assert "single" not in settings.runs
+    assert (settings.runs["full"].keep_every, settings.runs["full"].deterministic) == (None, True)
+
+
+def test_json_with_tabs_has_no_lines(shipped: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n\t"training": {\n\t\t"seed": "x"}}')
+    found = mistakes(merged(shipped, {"training": {"seed": "x"}}), str(tmp_path / "a.json"))
+    assert found.splitlines()[1].startswith("  training.seed: input should be")
+
+
+def test_a_file_whose_name_is_no_text_is_told(shipped: dict[str, Any], tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/la\xe4tin.fasta", "w"):
+        pass
+    found = mistakes(merged(shipped, one_source(files=[f"{tmp_path}/la*tin.fasta"])))
+    assert "has 1 mistake:\n  sources.0.files: the name is not UTF-8: '" in found
 
 
 def test_what_stands_three_times_is_told_with_neighbouring_lines(shipped: dict[str, Any], tmp_path: Path) -> None:

@@ -38,6 +38,17 @@ def test_endings(status: int, message: str, told: bool, expected: Ending) -> Non
     assert ending(status, message, told=told) is expected
 
 
+def test_the_time_limit_is_known_whatever_form_of_times_the_user_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\n[ $SLURM_TIME_FORMAT = standard ] && echo EndTime=2026-11-26T12:00:00\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    assert slurm.end_time("5") == datetime(2026, 11, 26, 12).timestamp()
+
+
 @pytest.fixture
 def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Numbers of the jobs that were given back."""

@@ -68,6 +68,13 @@ def test_a_variable_that_is_not_set_and_a_disk_too_small(
         staged(data, str(tmp_path / "node"))
 
 
+def test_a_folder_that_cannot_be_made_is_told(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in ("file", "file/below"):
+        with pytest.raises(UserError, match=f"^stage_shards_to: {tmp_path}/file.* cannot be made"):
+            staged(data, str(tmp_path / target))
+
+
 def test_projects_share_shards_and_nothing_else(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "other/results"
     shutil.copytree(data, other)

@@ -1,4 +1,4 @@
-"""A training that Slurm has already is refused before anything starts."""
+"""A training that is going on, here or on Slurm, is refused before anything starts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lucavirus.guard import only_owner
 from tests.workflow.conftest import Snakemake
 
 
@@ -28,3 +29,22 @@ def test_a_training_in_the_queue_is_told_and_nothing_starts(snakemake: Snakemake
     assert "run full is trained by Slurm job 12 (RUNNING on node[1-2])" in run.stderr
     assert "scancel" in run.stderr and "Traceback" not in run.stderr
     assert not (tree / "results").exists()
+
+
+@pytest.mark.slow
+def test_the_log_of_a_training_that_is_going_on_stays(snakemake: Snakemake, tree: Path) -> None:
+    """Snakemake's own lock goes with the first of several that end, and a log is cleared away before its job starts."""
+    log = tree / "results/demo/logs/train/full.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("going on")
+    with only_owner(tree / "work/demo/full"):
+        run = snakemake("train_full", "--quiet")
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert f"another training of this run is going on: process {os.getpid()} on " in run.stderr
+    assert log.read_text() == "going on" and not (tree / "results/demo/input").exists()
+
+
+def test_the_command_is_for_the_clone(snakemake: Snakemake, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "config").symlink_to(tree / "config")
+    told = f"type the command in {tree}, or add `--directory {tree}`"
+    assert told in snakemake("-n", "split", "--directory", str(tmp_path)).stdout
