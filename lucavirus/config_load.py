@@ -203,6 +203,7 @@ def _elsewhere(name: str) -> str:
 def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[tuple[Location, str]]:
     """What is wrong in several runs alike is wrong in what they share."""
     having: dict[str, list[str]] = {}
+    problems = list(dict.fromkeys(problems))  # pydantic was asked more than once
     for where, text in problems:
         if where[:1] == ("runs",) and len(where) == 2:
             having.setdefault(text, []).append(str(where[1]))

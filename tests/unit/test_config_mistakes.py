@@ -195,6 +195,12 @@ def test_what_is_wrong_in_some_runs_alike_is_told_once(shipped: dict[str, Any]) 
     assert told.endswith(" (runs full, mask_only, gene_only, single)")
 
 
+def test_what_is_wrong_in_one_run_is_told_there_beside_other_mistakes(shipped: dict[str, Any]) -> None:
+    """Pydantic is asked once more without the wrong settings, and says what it said before."""
+    found = mistakes(merged(shipped, {"runs": {"mine": {"learning_rate": 0.0001}, "other": {"hidden_size": 4}}}))
+    assert [line.split(": ")[0] for line in found.splitlines()[1:]] == ["  runs.mine", "  runs.other.hidden_size"]
+
+
 def test_a_run_that_is_false_is_none(shipped: dict[str, Any]) -> None:
     assert list(load_settings(merged(shipped, {"runs": {"single": False, "mine": None}}), made=MADE).runs) == [
         "full", "mask_only", "gene_only", "prot_only", "mine",
