@@ -185,6 +185,11 @@ def test_a_start_goes_on_where_the_checkpoint_stood(
         begun(project, tmp_path, {"seed": 5}, restart="other")
 
 
+def test_a_folder_without_data_sets_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}: has no data sets\n.*`snakemake split` makes them"):
+        prepare("full", tiny.RUN, tmp_path)
+
+
 def test_heads_of_other_classes_are_told(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     (folder / "labels").mkdir(parents=True)
