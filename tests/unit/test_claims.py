@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -99,3 +100,23 @@ def test_without_the_variable_gpus_are_numbered_and_nothing_else_is_one(
     monkeypatch.setattr(claims, "Path", lambda _: tmp_path)
     assert visible_gpus({}) == ["0", "1"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+def test_ctrl_c_while_it_waits_is_no_bug(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "r0")
+    words = [
+        sys.executable,
+        "workflow_scripts/launch.py",
+        "--log",
+        str(tmp_path / "log"),
+        "--gpus",
+        "1",
+        "python",
+        "-c",
+        "",
+    ]
+    with claimed_gpus(1, never, os.getppid()):
+        waiting = subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stdout is not None and waiting.stdout.readline().startswith("waits until 1 GPUs are free")
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.communicate(timeout=20) == ("", "") and waiting.returncode == 130
