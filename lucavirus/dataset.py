@@ -88,7 +88,7 @@ def _open_files() -> int:
     """Let this process, and those it starts, have as many files open as the system allows (1024 is usual); how many."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return min(most, 2**16) if most != resource.RLIM_INFINITY else 2**16
+    return 2**16 if most == resource.RLIM_INFINITY else min(most, 2**16)
 
 
 class _Table:

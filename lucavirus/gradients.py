@@ -55,7 +55,7 @@ def clip(gradients: Gradients, max_norm: float) -> float:
     return norm
 
 
-def accurate_norm(flat: Tensor) -> Tensor:
+def _norm(flat: Tensor) -> Tensor:
     """The norm of one long vector, float32 (): of the norms of its parts, because a CPU adds up one after the other.
 
     There the norm of 67 million numbers at once came out 0.5 % too small, of a billion 20 %.
@@ -145,7 +145,7 @@ class FlatGradients:
 
     def norm(self) -> Tensor:
         """Their norm."""
-        return accurate_norm(self.flat)
+        return _norm(self.flat)
 
     def scale(self, factor: float) -> None:
         """Multiply them."""

@@ -67,9 +67,9 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     """
     parent = os.getppid()
     log.parent.mkdir(parents=True, exist_ok=True)
-    if guard and (refusal := _refusal(guard)):
+    if guard and (why := held_by_another(guard)):
         with log.open("ab", buffering=0) as log_file:
-            Output(sys.stdout.buffer, log_file, log).say(refusal)
+            Output(sys.stdout.buffer, log_file, log).say(f"error: {why}")
         return 1
     # Beside the log, because ranks on other nodes do not share /tmp.
     errors = Path(f"{log.resolve()}.errors")
@@ -103,12 +103,13 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _refusal(work: Path) -> str:
+def held_by_another(work: Path) -> str:
+    """Why no training may begin in a work folder: another one holds it, still after a while; '' where it may."""
     try:
         with only_owner(work, patience=GRACE_SECONDS):
             return ""
     except UserError as error:
-        return f"error: {error}"
+        return str(error)
 
 
 def program(command: Sequence[str]) -> list[str]:

@@ -47,10 +47,8 @@ def _own_folder(base: Path) -> Path:
             own.mkdir(mode=0o700)
         found = own.lstat()
     except OSError as error:
-        hint = "name a folder of the node's own disk that you can write to"
-        raise UserError(
-            f"{error.filename} cannot be made ({error.strerror})", where="stage_shards_to", hint=hint
-        ) from None
+        what, hint = f"{error.filename} cannot be made ({error.strerror})", "name a folder that you can write to"
+        raise UserError(what, where="stage_shards_to", hint=hint) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise UserError(
             f"{own} is not a folder that only you can write to",

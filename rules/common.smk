@@ -12,8 +12,7 @@ from lucavirus.config import OPERATIONAL
 from lucavirus.config_data import SPLITS
 from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
-from lucavirus.guard import only_owner
-from lucavirus.launch import GRACE_SECONDS
+from lucavirus.launch import held_by_another
 from lucavirus.slurm import trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
@@ -48,12 +47,10 @@ def refuse_second_trainings() -> None:
             "`scancel` and its number takes it out there. Its log: train.log in the work folder of the run"
         )
     for run in wanted:
-        if (work := Path("work", SETTINGS.project, run)).is_dir():
-            try:
-                with only_owner(work, patience=GRACE_SECONDS):
-                    pass
-            except UserError as error:  # before Snakemake clears away the log of the one that is going on
-                raise ConfigurationError(str(error)) from None
+        work = Path("work", SETTINGS.project, run)
+        # The launcher asks too, but then Snakemake has cleared away the log of the one that is going on.
+        if work.is_dir() and (why := held_by_another(work)):
+            raise ConfigurationError(why)
 
 
 def alternatives(names) -> str:

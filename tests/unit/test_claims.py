@@ -104,19 +104,10 @@ def test_without_the_variable_gpus_are_numbered_and_nothing_else_is_one(
 
 def test_ctrl_c_while_it_waits_is_no_bug(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "r0")
-    words = [
-        sys.executable,
-        "workflow_scripts/launch.py",
-        "--log",
-        str(tmp_path / "log"),
-        "--gpus",
-        "1",
-        "python",
-        "-c",
-        "",
-    ]
+    pipe, log = subprocess.PIPE, str(tmp_path / "log")
+    words = (sys.executable, "workflow_scripts/launch.py", "--log", log, "--gpus", "1", "true")
     with claimed_gpus(1, never, os.getppid()):
-        waiting = subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        waiting = subprocess.Popen(words, cwd=root, stdout=pipe, stderr=pipe, text=True)
         assert waiting.stdout is not None and waiting.stdout.readline().startswith("waits until 1 GPUs are free")
         waiting.send_signal(signal.SIGINT)
         assert waiting.communicate(timeout=20) == ("", "") and waiting.returncode == 130

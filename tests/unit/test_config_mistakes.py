@@ -53,10 +53,7 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"model": {"num_attention_heads": 64}}, "hidden_size / num_attention_heads must be even"),
         ({"runs": {"full": {"model": {"hiden_size": 3}}}}, "full.model.hiden_size: is not a setting; did you mean hid"),
         ({"training": {"warmup_steps": 400, "max_steps": 100, "final_learning_rate": None}}, "is 100 updates of warm-"),
-        (
-            {"training": {"final_learning_rate": 0.002}},
-            "(0.002) must be below learning_rate (0.002)",
-        ),
+        ({"training": {"final_learning_rate": 0.002}}, "(0.002) must be below learning_rate (0.002)"),
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate: input should be a finite number"),
         ({"training": {"gpus": 2, "nodes": 4}}, "nodes (4) must divide gpus (2)"),
         ({"training": {"max_tokens_per_pack": 257}}, "max_tokens_per_pack must be at least the model's max_length"),
@@ -161,10 +158,10 @@ def test_what_the_command_line_gives_is_not_told_with_the_line_that_it_replaces(
 
 
 def test_words_of_yaml_on_the_command_line_are_read(shipped: dict[str, Any]) -> None:
-    typed = {"runs": {"single": "false"}, "training": {"keep_every": "null", "deterministic": "true"}}
+    typed = {"runs": {"single": "false"}, "training": {"keep_every": "null", "compile": "true"}}
     settings = load_settings(merged(shipped, typed), made=MADE, typed=typed)
     assert "single" not in settings.runs
-    assert (settings.runs["full"].keep_every, settings.runs["full"].deterministic) == (None, True)
+    assert (settings.runs["full"].keep_every, settings.runs["full"].compile) == (None, "on")
 
 
 def test_json_with_tabs_has_no_lines(shipped: dict[str, Any], tmp_path: Path) -> None:
@@ -216,10 +213,11 @@ def test_each_of_several_contradictions_has_a_line(shipped: dict[str, Any]) -> N
         assert line == f"  configuration: {told}; `runs: {{{run}: false}}` leaves it out"
 
 
-@pytest.mark.parametrize("form", ["{}/", "./{}", "{here}/{}", "results//demo/runs/full/model"])
-def test_what_a_rule_makes_is_known_however_it_is_written(shipped: dict[str, Any], form: str) -> None:
-    model = "results/demo/runs/full/model"
-    given = form.format(model, here=os.getcwd())
+@pytest.mark.parametrize("form", ["{}/", "./{}", "{here}/{}", "{link}/{}", "results//demo/runs/full/model"])
+def test_what_a_rule_makes_is_known_however_it_is_written(shipped: dict[str, Any], form: str, tmp_path: Path) -> None:
+    model, link = "results/demo/runs/full/model", tmp_path / "clone"
+    link.symlink_to(os.getcwd())
+    given = form.format(model, here=os.getcwd(), link=link)
     raw = merged(shipped, {"runs": {"mine": {"model_dirpath": given}}})
     assert load_settings(raw, made=[*MADE, model]).runs["mine"].model_dirpath == model
 

@@ -161,6 +161,15 @@ def test_as_many_files_may_be_open_as_the_system_allows(tmp_path: Path, write: C
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize(("most", "shards"), [(1024, 256), (4096, 1024), (100, 256), (resource.RLIM_INFINITY, 2**14)])
+def test_three_data_sets_share_the_files_that_may_be_open(
+    tmp_path: Path, most: int, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, most))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    assert Dataset(tmp_path, (), "train", 8, ())._shard.cache_parameters()["maxsize"] == shards
+
+
 def test_windows_of_a_genome_are_in_one_data_set(tmp_path: Path, write: Callable[[str, str], str]) -> None:
     genomes = ["".join(body) for body in np.random.default_rng(0).choice(list("ACGT"), (40, 100))]
     files = {

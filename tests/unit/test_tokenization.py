@@ -22,7 +22,7 @@ from lucavirus.errors import UserError
 from lucavirus.rows import cut_windows
 from lucavirus.shards import Shard, read_index
 from lucavirus.tasks import SUPERVISED
-from lucavirus.tokenization import tokenize_source
+from lucavirus.tokenization import _clear, tokenize_source
 from lucavirus.vocabularies import build_vocabularies
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -219,3 +219,13 @@ def test_duplicates_are_found_across_units_and_batches(tmp_path: Path, write: Ca
     settings = _settings(files=[file], kind="prot").model_copy(update={"tokenize": Tokenize(unit_mb=1)})
     with pytest.raises(UserError, match=rf"p.fa:{2 * 9000 + 1}: the id p123 was used before, at .*p.fa:247\n"):
         _tokenize(tmp_path, settings)
+
+
+def test_what_units_left_is_cleared_however_many_there_are(tmp_path: Path) -> None:
+    names = ["00007-000.h5", "unit-00007.npy", "100000-000.h5", ".100000-000.h5.1.tmp", "unit-100000.json"]
+    for name in (*names, "index.json"):
+        (tmp_path / name).touch()
+    _clear(tmp_path, [100000])
+    assert {path.name for path in tmp_path.iterdir()} == {"00007-000.h5", "unit-00007.npy", "index.json"}
+    _clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
