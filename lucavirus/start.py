@@ -16,6 +16,7 @@ from lucavirus.config_load import chosen_run
 from lucavirus.continuing import differences, forget_rewind, refusal, rewind, set_aside
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
+from lucavirus.guard import StopRequest
 from lucavirus.history import History
 from lucavirus.kernels import advice
 from lucavirus.model import LucaVirus, count_parameters
@@ -47,7 +48,7 @@ class Started:
         return min(planned, self.updater.max_steps, self.prepared.run.stop_after.updates or planned)
 
 
-def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -> Started:
+def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks, stop_request: StopRequest) -> Started:
     """Open the data, find the newest checkpoint, and load what it or the settings say.
 
     Raises UserError where the run's meaning has changed since its checkpoint, or the disk has no room for the next.
@@ -57,7 +58,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     prepared = prepare(name, chosen_run(settings, name), data)
     set_determinism(prepared.run)
     beside = model_files(prepared.architecture, data / "vocabularies")
-    checkpoints = Checkpoints(work, beside, writes=ranks.first)
+    checkpoints = Checkpoints(work, beside, writes=ranks.first, asked_to_end=lambda: stop_request.came)
     said: list[str] = []
     if ranks.first:
         said += _arrange(prepared, checkpoints, settings.restart == name, back_to)
@@ -75,6 +76,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks) -
     if ranks.first:
         checkpoints.require_space(model, prepared.run.keep_last)
     history = History(work, ranks, state.history_bytes, state.update)
+    checkpoints.say = history.say
     started = Started(prepared, ranks, checkpoints, state, history, updater)
     for text in (*said, *_introduction(started)):
         history.say(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -32,6 +33,8 @@ PLACE: dict[str, int] = {name: place for place, name in enumerate(STATISTICS)}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 Files = Mapping[str, Callable[[Path], object]]
+# Seconds after which a save that failed is tried again: someone makes room, a file server comes back.
+PAUSES: tuple[float, ...] = (10, 30, 60, 120, 300)
 
 
 def task_losses(statistics: Sequence[float]) -> dict[str, float]:
@@ -78,13 +81,18 @@ class State:
 class Checkpoints:
     """The checkpoints of a run's work folder: `checkpoints/step-N` to go on from, `best/step-N` the best weights.
 
-    Saving copies to memory and writes in the background, one checkpoint at a time, so that training goes on. Every
-    rank must save, because parameters may be sharded; one of them `writes`. Texts that stand `beside` the weights
+    Saving copies to memory and writes in the background, one checkpoint at a time, so that training goes on; what
+    cannot be written is tried again for some minutes, unless the training is `asked_to_end`. Every rank must save,
+    because parameters may be sharded; one of them `writes`. Texts that stand `beside` the weights
     (publish.model_files) make each of them a model that can be used by itself.
     """
 
-    def __init__(self, work: Path, beside: Mapping[str, str], *, writes: bool = True) -> None:
-        self.work, self.beside, self.writes = work, beside, writes
+    def __init__(
+        self, work: Path, beside: Mapping[str, str], *, writes: bool = True,
+        asked_to_end: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self.work, self.beside, self.writes, self.asked_to_end = work, beside, writes, asked_to_end
+        self.say: Callable[[str], object] = print  # until there is a history
         self._background = Background()
         self._copies: dict[str, Tensor] = {}
 
@@ -152,7 +160,22 @@ class Checkpoints:
 
     def _in_background(self, write: Callable[[], object]) -> None:
         if self.writes:
-            self._background.run(write)
+            self._background.run(self._patiently, write)
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write, and again after each of PAUSES where that failed. Raises what the last time raised."""
+        for pause in PAUSES:
+            try:
+                write()
+                return
+            except UserError as error:
+                if self.asked_to_end():
+                    raise
+                self.say(f"warning: {error.where}: {error.what}; it is tried again in {pause} s")
+            again = time.monotonic() + pause
+            while time.monotonic() < again and not self.asked_to_end():
+                time.sleep(0.1)
+        write()
 
     def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
         checkpoint.save_checkpoint(self.folder, step, files, content)

@@ -46,7 +46,7 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
         only_owner(work) if ranks.first else nullcontext(),
     ):
         local = staged(data, chosen_run(settings, name).stage_shards_to)
-        trainer = Trainer(start(settings, name, local, work, ranks), stop_request)
+        trainer = Trainer(start(settings, name, local, work, ranks, stop_request), stop_request)
         with closing(trainer.history):
             try:
                 trainer.run_to_end()

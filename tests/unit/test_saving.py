@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lucavirus import checkpoint
+from lucavirus import state as saving
 from lucavirus.config import Run
 from lucavirus.errors import UserError
 from lucavirus.evaluate_run import load_model
@@ -56,6 +57,8 @@ def test_a_save_waits_for_the_one_before_it_whose_copy_it_overwrites(
 
 
 def test_a_save_that_failed_is_told_once_by_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "PAUSES", ())
+
     def fail(*_: Any) -> Path:
         raise UserError("no space")
 
@@ -130,6 +133,7 @@ def test_best_weights_stay_while_a_checkpoint_cannot_say_whether_it_speaks_of_th
 
 def test_a_save_that_failed_is_told_by_the_next_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the next save, which may be days later."""
+    monkeypatch.setattr(saving, "PAUSES", ())
     place, may_fail = Checkpoints(tmp_path, {}), threading.Event()
 
     def fail(*arguments: Any) -> Path:
@@ -145,6 +149,61 @@ def test_a_save_that_failed_is_told_by_the_next_update(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="no room"):
         Trainer._update_and_save(trainer, iter(()))
     place.finish()
+
+
+def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the first so many saves fail; returns the steps that are tried."""
+    write, tried = checkpoint.save_checkpoint, list[int]()
+
+    def save(folder: Path, step: int, *arguments: Any) -> Path:
+        tried.append(step)
+        if len(tried) <= times:
+            raise UserError(f"step {step}: no room", where="work")
+        return write(folder, step, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    return tried
+
+
+def test_a_save_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a file server is away for a minute: the weights of then are saved, and nobody is told of an error."""
+    monkeypatch.setattr(saving, "PAUSES", (0, 0.2))
+    place, model, said = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1, bias=False), list[str]()
+    place.say = said.append
+    tried = failing(2, monkeypatch)
+    torch.nn.init.constant_(model.weight, 7)
+    begin = time.monotonic()
+    _save(place, 1, model)
+    torch.nn.init.constant_(model.weight, 8)
+    place.finish()
+    assert time.monotonic() - begin >= 0.2
+    assert tried == [1, 1, 1]
+    assert load_file(place.at(1) / "model.safetensors")["weight"].tolist() == [[7, 7]]
+    assert said == [f"warning: work: step 1: no room; it is tried again in {pause} s" for pause in (0, 0.2)]
+
+
+def test_a_save_that_goes_on_failing_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "PAUSES", (0, 0))
+    tried = failing(9, monkeypatch)
+    place = Checkpoints(tmp_path, {})
+    _save(place, 1, torch.nn.Linear(2, 1))
+    with pytest.raises(UserError, match="no room"):
+        place.finish()
+    assert tried == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("asked_after", "tries"), [(1, 1), (2, 2)])
+def test_who_is_asked_to_end_does_not_wait_for_another_try(
+    asked_after: int, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the pause, and in it: there one last try is made at once."""
+    monkeypatch.setattr(saving, "PAUSES", (600,))
+    tried, looks = failing(9, monkeypatch), list[int]()
+    place = Checkpoints(tmp_path, {}, asked_to_end=lambda: looks.append(1) or len(looks) >= asked_after)  # type: ignore[func-returns-value]
+    _save(place, 1, torch.nn.Linear(2, 1))
+    with pytest.raises(UserError, match="no room"):
+        place.finish()
+    assert len(tried) == tries
 
 
 def test_moments_come_back_where_they_were(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lucavirus.config import Run, Settings, StopAfter
 from lucavirus.continuing import differences
 from lucavirus.dataset import FORMAT, VERSION
 from lucavirus.errors import UserError
+from lucavirus.guard import StopRequest
 from lucavirus.model import LucaVirus
 from lucavirus.plan import Plan
 from lucavirus.prepare import prepare
@@ -152,7 +153,8 @@ def begun(project: Path, work: Path, changes: dict[str, Any], **words: Any) -> S
     settings = Settings.model_validate_json(project.read_text())
     runs = {"full": settings.runs["full"].model_copy(update=changes)}
     work.mkdir(exist_ok=True)
-    started = start(settings.model_copy(update={"runs": runs, **words}), "full", project.parent, work, tiny.ALONE)
+    settings = settings.model_copy(update={"runs": runs, **words})
+    started = start(settings, "full", project.parent, work, tiny.ALONE, StopRequest())
     started.history.close()
     return started
 
