@@ -127,13 +127,16 @@ def _bodies(tokens: bytes, start: NDArray[np.int64], end: NDArray[np.int64]) -> 
 
 
 def _labels(windows: Windows, part: slice, labels: Mapping[int, Labels]) -> dict[int, Labels]:
+    """The labels of those rows of a part that have any."""
+    start, end = windows.start[part].tolist(), windows.end[part].tolist()
     found: dict[int, Labels] = {}
-    columns = (windows.sequence, windows.start, windows.end, windows.cut)
-    for row, (sequence, start, end, cut) in enumerate(zip(*(c[part].tolist() for c in columns), strict=True)):
-        if sequence in labels:
-            own = window_labels(labels[sequence], start, end) if cut else labels[sequence]
-            if own:
-                found[row] = own
+    sequences, firsts = np.unique(windows.sequence[part], return_index=True)
+    bounds = [*firsts.tolist(), len(start)]
+    for sequence, rows in zip(sequences.tolist(), map(slice, bounds, bounds[1:]), strict=True):
+        if own := labels.get(sequence):
+            cut = windows.cut[part][rows.start]
+            of_windows = window_labels(own, start[rows], end[rows]) if cut else [own]
+            found |= {row: labels for row, labels in enumerate(of_windows, rows.start) if labels}
     return found
 
 

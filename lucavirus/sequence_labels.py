@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -110,16 +111,21 @@ def check_labels(labels: Labels, length: int, sizes: Mapping[str, int]) -> None:
                 raise UserError(what, hint=hint)
 
 
-def window_labels(labels: Labels, start: int, end: int) -> Labels:
-    """Labels of the window [start, end): spans are cut to it and counted from its start, classes of the whole stay."""
-    cut: Labels = {}
+def window_labels(labels: Labels, starts: Sequence[int], ends: Sequence[int]) -> list[Labels]:
+    """Labels of each window [start, end) of a sequence; starts and ends ascend.
+
+    Spans are cut to the window and counted from its start, in their order; classes of the whole sequence stay.
+    """
+    cut: list[Labels] = [{} for _ in starts]
     for task, rows in labels.items():
-        if TASKS[task].level == "span":
-            rows = [
-                (max(first, start) - start, min(last, end - 1) - start, number)
-                for first, last, number in rows
-                if first < end and last >= start
-            ]
-        if rows:
-            cut[task] = list(rows)
+        if TASKS[task].level == "sequence":
+            for window in cut:
+                window[task] = list(rows)
+            continue
+        for first, last, number in rows:
+            # Only the windows that the span meets: a large genome has 100,000 of them, and as many spans.
+            for place in range(bisect_right(ends, first), bisect_right(starts, last)):
+                start, end = starts[place], ends[place]
+                span = max(first, start) - start, min(last, end - 1) - start, number
+                cut[place].setdefault(task, []).append(span)
     return cut

@@ -25,8 +25,9 @@ from lucavirus.rows import AT_ONCE, Rows
 from lucavirus.tasks import SUPERVISED, TASKS
 
 FORMAT, VERSION = "lucavirus-shard", 3
-# Tokens after which a unit goes on in its next shard: bounds the memory of the writer.
-PART_TOKENS = 64 * 2**20
+# Tokens and rows after which a unit goes on in its next shard: bounds the memory of the writer. The labels of a row
+# take about a kilobyte there.
+PART_TOKENS, PART_ROWS = 64 * 2**20, 2**18
 # What the checksum of a shard is made over, in this order; the content hashes among it are those of the tokens.
 CHECKED = (
     *("offsets", "molecule", "ids", "id_offsets", "parent_hash", "content_hash", "row_hash"),
@@ -45,24 +46,27 @@ class ShardWriter:
 
     def __init__(
         self, folder: Path, unit: int, attributes: Mapping[str, Any], background: Background,
-        part_tokens: int = PART_TOKENS,
+        part_tokens: int = PART_TOKENS, part_rows: int = PART_ROWS,
     ) -> None:  # fmt: skip
-        self.folder, self.unit, self.attributes, self.part_tokens = folder, unit, attributes, part_tokens
+        self.folder, self.unit, self.attributes = folder, unit, attributes
+        self.part_tokens, self.part_rows = part_tokens, part_rows
         self.background = background
         self.entries: list[dict[str, Any]] = []
-        self._rows, self._size = list[Rows](), 0
+        self._rows, self._count, self._size = list[Rows](), 0, 0
 
     def add(self, rows: Rows) -> None:
-        """Add rows; those that do not fit into a shard of `part_tokens` begin the next one."""
+        """Add rows; those that do not fit into a shard of `part_tokens` and `part_rows` begin the next one."""
         while len(rows):
             fit = int(np.searchsorted(rows.offsets[1:], self.part_tokens - self._size, side="right"))
+            fit = min(fit, self.part_rows - self._count)
             if not fit and not self._rows:
                 fit = 1  # longer than a whole shard: one of its own
             if fit:
                 self._rows.append(rows[:fit])
+                self._count += fit
                 self._size += int(rows.offsets[fit])
             rows = rows[fit:]
-            if len(rows) or self._size >= self.part_tokens:
+            if len(rows) or self._count >= self.part_rows or self._size >= self.part_tokens:
                 self._write()
 
     def close(self) -> list[dict[str, Any]]:
@@ -73,14 +77,14 @@ class ShardWriter:
 
     def _write(self) -> None:
         path, columns = self.folder / f"{self.unit:05d}-{len(self.entries):03d}.h5", _columns(self._rows)
-        counts = {"sequences": len(columns["molecule"]), "tokens": self._size, "checksum": checksum(columns)}
+        counts = {"sequences": self._count, "tokens": self._size, "checksum": checksum(columns)}
         self.entries.append({"name": path.name, **counts})
         kind = {"format": FORMAT, "version": VERSION, "alphabet": " ".join(alphabet.TOKENS)}
         tokens = [np.frombuffer(rows.tokens, np.uint8) for rows in self._rows]
         self.background.run(write_arrays, path, {"tokens": tokens, **columns}, {**kind, **self.attributes, **counts})
         if self._size > self.part_tokens:  # no room for the next one beside it
             self.background.wait()
-        self._rows, self._size = [], 0
+        self._rows, self._count, self._size = [], 0, 0
 
 
 def _columns(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:

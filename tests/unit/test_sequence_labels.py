@@ -104,7 +104,8 @@ def vectors(labels: Labels, length: int, max_length: int) -> dict[str, list[int]
     """What the reference makes of labels: [CLS] body [SEP], later spans over earlier ones, -100 elsewhere."""
     body = min(length, max_length - 2)
     parsed = {}
-    for task, found in window_labels(labels, 0, body).items():
+    (window,) = window_labels(labels, [0], [body])
+    for task, found in window.items():
         if TASKS[task].level == "span":
             parsed[task] = [-100] * (body + 2)
             for first, last, number in found:
@@ -167,20 +168,22 @@ def test_windows_by_hand() -> None:
         "gene_type": [(0, 99, 1), (0, 49, 2), (50, 50, 3), (49, 60, 4), (79, 90, 5), (80, 99, 6), (55, 56, 7)],
         "gene_taxonomy": [(12,)],
     }
-    assert window_labels(labels, 50, 80) == {
-        "gene_type": [(0, 29, 1), (0, 0, 3), (0, 10, 4), (29, 29, 5), (5, 6, 7)],
-        "gene_taxonomy": [(12,)],
-    }
+    classes = {"gene_taxonomy": [(12,)]}
+    assert window_labels(labels, [0, 40, 50], [40, 50, 80]) == [
+        {"gene_type": [(0, 39, 1), (0, 39, 2)], **classes},
+        {"gene_type": [(0, 9, 1), (0, 9, 2), (9, 9, 4)], **classes},
+        {"gene_type": [(0, 29, 1), (0, 0, 3), (0, 10, 4), (29, 29, 5), (5, 6, 7)], **classes},
+    ]
     outside: Labels = {"prot_site": [(3, 4, 0), (9, 9, 1)], "prot_keyword": [(1,), (2,)]}
-    assert window_labels(outside, 5, 9) == {"prot_keyword": [(1,), (2,)]}
-    assert window_labels(labels, 0, 100) == labels
+    assert window_labels(outside, [5], [9]) == [{"prot_keyword": [(1,), (2,)]}]
+    assert window_labels(labels, [0], [100]) == [labels]
 
 
 def test_windows_put_together_are_the_whole() -> None:
     labels: Labels = {"gene_type": [(3, 17, 1), (9, 9, 2), (15, 24, 3)]}
     whole = vectors(labels, 25, 100)["gene_type"][1:-1]
     parts: list[int] = []
-    for start in range(0, 25, 7):
-        window = window_labels(labels, start, min(start + 7, 25))
-        parts += vectors(window, min(start + 7, 25) - start, 100).get("gene_type", [0, *[-100] * 7, 0])[1:-1]
+    starts, ends = [0, 7, 14, 21], [7, 14, 21, 25]
+    for start, end, window in zip(starts, ends, window_labels(labels, starts, ends), strict=True):
+        parts += vectors(window, end - start, 100).get("gene_type", [0, *[-100] * 7, 0])[1:-1]
     assert parts == whole

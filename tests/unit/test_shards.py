@@ -100,6 +100,17 @@ def test_every_part_is_filled(tmp_path: Path) -> None:
     assert [Shard(tmp_path / entry["name"]).attributes["tokens"] for entry in entries] == [8, 7] * 2
 
 
+def test_no_part_has_too_many_rows(tmp_path: Path) -> None:
+    """Labels of millions of short peptides would take gigabytes before there are tokens enough for a shard."""
+    with Background() as background:
+        writer = ShardWriter(tmp_path, 7, {}, background, part_rows=2)
+        for _ in range(2):
+            writer.add(_rows())
+        entries = writer.close()
+    assert [(entry["sequences"], entry["tokens"]) for entry in entries] == [(2, 8), (2, 12), (2, 10)]
+    assert [len(Shard(tmp_path / entry["name"])) for entry in entries] == [2, 2, 2]
+
+
 def test_parts_do_not_depend_on_how_many_rows_come_at_once(tmp_path: Path) -> None:
     written = []
     for at_once in (1, 2, 3):
