@@ -13,6 +13,7 @@ from pathlib import Path
 from lucavirus.errors import UserError
 
 PAUSE_SECONDS = 2.0
+_NO_GPU = ("-1", "NoDevFiles")  # the second is what Slurm gives to jobs without a GPU
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -20,7 +21,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    names = itertools.takewhile(lambda name: name != "-1", map(str.strip, visible.split(",")))  # as CUDA does
+    names = itertools.takewhile(lambda name: name not in _NO_GPU, map(str.strip, visible.split(",")))  # as CUDA does
     return list(dict.fromkeys(str(int(name)) if name.isdecimal() else name for name in names if name))
 
 

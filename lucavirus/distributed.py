@@ -187,7 +187,7 @@ def _device(wanted: Literal["auto", "cpu"], me: str) -> torch.device:
 
 def _granted_gpus() -> str:
     """The GPUs that Slurm, the launcher or the user gives; a machine with a broken driver must not train for days."""
-    if count := os.environ.get("SLURM_GPUS_ON_NODE"):
+    if count := int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
         return f"{count} GPU(s) of Slurm's"
     named = "CUDA_VISIBLE_DEVICES" in os.environ and visible_gpus(os.environ)
     return f"GPU {', '.join(named)} (CUDA_VISIBLE_DEVICES)" if named else ""

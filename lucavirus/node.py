@@ -21,7 +21,7 @@ def node_command(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
     parser.add_argument("--nproc-per-node", type=int, required=True, help="processes, where the job got no GPU")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the stage's script and its arguments")
     given = parser.parse_args(arguments)
-    processes = int(environment.get("SLURM_GPUS_ON_NODE") or given.nproc_per_node)
+    processes = int(environment.get("SLURM_GPUS_ON_NODE") or 0) or given.nproc_per_node
     threads = str(max(1, int(environment.get("SLURM_CPUS_PER_TASK", processes)) // processes))
     command = [
         sys.executable, *TORCHRUN, f"--shutdown-timeout={SHUTDOWN_SECONDS}",

@@ -28,7 +28,8 @@ def never(text: str) -> None:
 def test_visible_gpus_are_those_of_the_variable() -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-77,-1,1"}) == ["3", "GPU-77"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0,1,00,1,GPU-7"}) == ["0", "1", "GPU-7"]
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    for none in ("", "NoDevFiles"):
+        assert visible_gpus({"CUDA_VISIBLE_DEVICES": none}) == []
 
 
 def test_two_never_share_and_a_dead_holder_frees_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ def test_a_rank_that_failed_alone_does_not_wait_for_the_others(
         ({"SLURM_GPUS_ON_NODE": "2"}, "has the use of 2 GPU(s) of Slurm's, but torch finds no GPU"),
         ({"CUDA_VISIBLE_DEVICES": "1,3"}, "has the use of GPU 1, 3 (CUDA_VISIBLE_DEVICES), but torch finds no GPU"),
         ({"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles", "SLURM_GPUS_ON_NODE": "0"}, ""),
         ({}, ""),
     ],
 )

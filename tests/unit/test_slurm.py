@@ -149,7 +149,8 @@ def test_a_node_starts_a_process_for_each_gpu_it_got() -> None:
         command
     )
     assert variables["OMP_NUM_THREADS"] == "6"
-    assert "--nproc-per-node=3" in node_command(words, step)[0]
+    for none in ({}, {"SLURM_GPUS_ON_NODE": "0"}):
+        assert "--nproc-per-node=3" in node_command(words, step | none)[0]
     few = {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "2"}
     assert node_command(words, step | few)[1]["OMP_NUM_THREADS"] == "1"
 
