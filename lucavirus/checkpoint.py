@@ -112,10 +112,13 @@ def damage(path: Path) -> str | None:
         sums = json.loads((path / _MARKER).read_bytes())["sha256"].items()
         wrong = (name for name, wanted in sums if _checksum(path / name) != wanted)
         return next((f"{name} does not match its checksum" for name in wrong), None)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename).relative_to(path)} is missing"
     except OSError as error:
-        hint = "see that the disk can be read, then start the same command again; to do without it, move it elsewhere"
+        hint = (
+            "see that the disk can be read, then start the same command again; to do without this one, put `damaged-` "
+            "before its name"
+        )
         raise UserError(f"cannot be read ({error})", where=str(path), hint=hint) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MARKER} is not as it was written"

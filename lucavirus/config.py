@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -224,6 +225,12 @@ class Run(Frozen):
             yield "max_tokens_per_pack must be at least the model's max_length"
 
 
+def _is_written_anew(folder: str, own: str) -> bool:
+    """True for what a run writes in a folder of its own; what it has set aside there stays as it is."""
+    parts = Path(os.path.relpath(os.path.realpath(folder), os.path.realpath(own))).parts
+    return parts[:1] not in (("..",), ("set-aside",))
+
+
 class Settings(Frozen):
     """All settings, complete: every run has its own copy of what it shares with others."""
 
@@ -271,12 +278,13 @@ class Settings(Frozen):
                 yield f"{field} names {chosen}, which is not in runs ({', '.join(self.runs)})"
         for name, run in self.runs.items():
             for own in (f"results/{self.project}/runs/{name}", f"work/{self.project}/{name}"):
-                if run.model_dirpath and not os.path.relpath(run.model_dirpath, own).startswith(".."):
+                if run.model_dirpath and _is_written_anew(run.model_dirpath, own):
                     yield f"run {name} begins with weights in its own {own}, which it writes anew: copy them elsewhere"
             for source in self.sources:
                 read = source.is_csv or source.kind in run.molecules
                 if read and source.window_size and source.window_size > run.model.max_length - 2:
                     yield (
                         f"source {source.name} has windows of {source.window_size}, but run {name} reads at most "
-                        f"{run.model.max_length - 2} (model.max_length - 2); `runs: {{{name}: false}}` leaves it out"
+                        f"{run.model.max_length - 2} (model.max_length - 2): change one of them, or leave the run out "
+                        f"(`runs: {{{name}: false}}`, and not in report_runs)"
                     )

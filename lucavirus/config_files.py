@@ -48,6 +48,9 @@ def _found(names: Any, where: Location, made: Collection[str], problems: list[tu
     for name in (_plain(name, made) for name in names):
         hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
         found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
+    files = list(map(os.path.realpath, found))
+    twice = [name for number, name in enumerate(found) if files[number] in files[:number]]
+    problems += [(where, f"names a file twice: {name}") for name in dict.fromkeys(twice)]
     return found
 
 
@@ -63,10 +66,8 @@ def _found_one(name: Any, where: Location, made: Collection[str], problems: list
 def _plain(name: str, made: Collection[str]) -> str:
     """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it."""
     name = os.path.expanduser(name)
-    for form in (name, os.path.realpath(name)):
-        if name and (as_made := os.path.relpath(form)) in made:
-            return as_made
-    return os.path.normpath(name) if "//" in name else name
+    as_made = {os.path.realpath(path): path for path in made}.get(os.path.realpath(name))
+    return as_made or (os.path.normpath(name) if "//" in name else name)
 
 
 def _allowed(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:

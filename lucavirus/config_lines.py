@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -88,3 +89,18 @@ def gives(own: Any, where: Location) -> bool:
             return False
         own = own[part]
     return True
+
+
+def was_typed(typed: Mapping[str, Any], where: Location, text: str) -> bool:
+    """True where `--config` gave what a mistake is about: the setting, or in its group one that the text names."""
+    value: Any = typed
+    for part in where:
+        if not isinstance(value, Mapping) or part not in value:
+            return not isinstance(value, Mapping)
+        value = value[part]
+    return not isinstance(value, Mapping) or speaks_of(text, value)
+
+
+def speaks_of(text: str, names: Iterable[Any]) -> bool:
+    """True where one of the names is a word of the text."""
+    return any(re.search(rf"\b{re.escape(str(name))}\b", text) for name in names)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from lucavirus.config import Model, Run, Settings, StopAfter
 from lucavirus.config_data import Source, Split, Tokenize
 from lucavirus.config_files import expand_files
-from lucavirus.config_lines import Location, gives, locate, own_location, repeated
+from lucavirus.config_lines import Location, locate, own_location, repeated, speaks_of, was_typed
 from lucavirus.errors import UserError, close_to
 
 _GROUPS: dict[str, type[BaseModel]] = {
@@ -28,6 +28,11 @@ _WORDS = {
     "tuple_type": "must be a list, as [a, b]", "too_short": "must have at least one item",
     "dict_type": _GROUP, "model_type": _GROUP,
 }  # fmt: skip
+_YAML_WORDS = {
+    **dict.fromkeys(("null", "none", "~"), None),
+    **dict.fromkeys(("false", "no", "off"), False),
+    **dict.fromkeys(("true", "yes", "on"), True),
+}
 # Keys of the file that are merged into each run before validation.
 _SHARED = ("model", "training")
 
@@ -43,13 +48,17 @@ def load_settings(
     `files` are the YAML files it came from (for line numbers), `typed` what came from `--config`, `made` the inputs
     that a rule makes. Raises one UserError that lists every mistake.
     """
-    raw = _reread(raw, typed or {})
+    typed = typed or {}
+    raw = _reread(raw, typed)
     problems = [found for file in files for found in repeated(file)]
-    complete = expand_files(_complete_runs(raw, problems), raw, made, problems)
+    complete = _complete_runs(raw, problems)
+    # Another run may begin with a model that this workflow trains.
+    trained = (f"results/{raw.get('project')}/runs/{run}/model" for run in complete["runs"])
+    complete = expand_files(complete, raw, [*made, *trained], problems)
     for where, text in (_explain(detail, raw) for detail in _mistakes(complete)):
         problems += [(where, line) for line in text.splitlines()]
     if problems:
-        raise UserError(_message(_once(problems, complete["runs"]), files, typed or {}))
+        raise UserError(_message(_once(problems, raw, complete["runs"]), files, typed))
     return Settings.model_validate(complete)
 
 
@@ -57,7 +66,7 @@ def _reread(raw: Any, typed: Any) -> Any:
     """The configuration with YAML's words in what `--config` gave: Snakemake leaves them text within a group."""
     if isinstance(raw, Mapping) and isinstance(typed, Mapping):
         return {key: _reread(value, typed[key]) if key in typed else value for key, value in raw.items()}
-    return {"null": None, "false": False, "true": True}.get(raw, raw) if isinstance(raw, str) else raw
+    return _YAML_WORDS.get(raw.lower(), raw) if isinstance(raw, str) else raw
 
 
 def read_settings(path: Path) -> Settings:
@@ -129,7 +138,7 @@ def _take_out(group: Any, where: Location) -> bool:
 def _is_about(detail: Any, where: Location) -> bool:
     """True for settings that do not go together, of which one is (or lies in) that of a location."""
     around = detail["type"] == "value_error" and where[: len(detail["loc"])] == detail["loc"]
-    return around and re.search(rf"\b{re.escape(str(where[-1]))}\b", detail["msg"]) is not None
+    return around and speaks_of(detail["msg"], where[-1:])
 
 
 def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]]) -> dict[str, Any]:
@@ -137,12 +146,14 @@ def _complete_runs(raw: Mapping[str, Any], problems: list[tuple[Location, str]])
     for key in _SHARED:
         if key in raw and raw[key] is None:  # it has replaced the group of config.yaml, whose values nobody took back
             problems.append(((key,), "is empty: put settings below it, or remove the line"))
+    if "model" in training:
+        problems.append((("training", "model"), "is not a setting here; `model` stands by itself"))
     runs = {}
     for name, own in _group(raw, "runs", problems).items():
         if own is False:
             continue
         if not isinstance(own, Mapping | None):
-            problems.append((("runs", name), "must be a group of settings (`name: value` lines)"))
+            problems.append((("runs", name), _GROUP))
             continue
         own = {key: value for key, value in (own or {}).items() if key != "model" or value is not None}
         run = _merged({**training, "model": model}, own)
@@ -196,18 +207,25 @@ def _explain(detail: Any, raw: Mapping[str, Any]) -> tuple[Location, str]:
 
 def _elsewhere(name: str) -> str:
     """Where a setting of this name belongs, if there is one."""
+    if name in _SHARED:
+        return f" here; `{name}` stands by itself"
     homes = ("training", "model", "split", "tokenize")
     return "".join(f" here; it belongs under `{home}`" for home in homes if name in _GROUPS[home].model_fields)
 
 
-def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[tuple[Location, str]]:
-    """What is wrong in several runs alike is wrong in what they share."""
+def _once(
+    problems: list[tuple[Location, str]], raw: Mapping[str, Any], runs: Collection[str]
+) -> list[tuple[Location, str]]:
+    """What is wrong in several runs alike is wrong in what they share, unless one gives a part of it itself."""
     having: dict[str, list[str]] = {}
     problems = list(dict.fromkeys(problems))  # pydantic was asked more than once
     for where, text in problems:
         if where[:1] == ("runs",) and len(where) == 2:
             having.setdefault(text, []).append(str(where[1]))
-    shared = {text: names for text, names in having.items() if len(names) > 1}
+    shared = {
+        text: names for text, names in having.items()
+        if len(names) > 1 and not any(_gives_a_part(raw["runs"][name], text) for name in names)
+    }  # fmt: skip
     told = {text: f"{text} (runs {', '.join(names)})" for text, names in shared.items() if len(names) < len(runs)}
     return [
         (("training",), told.get(text, text)) if text in shared and where[:1] == ("runs",) else (where, text)
@@ -215,11 +233,16 @@ def _once(problems: list[tuple[Location, str]], runs: Collection[str]) -> list[t
     ]
 
 
+def _gives_a_part(own: Any, text: str) -> bool:
+    """True where a run's own lines have to do with a mistake."""
+    return own is not None and (not isinstance(own, Mapping) or speaks_of(text, own))
+
+
 def _message(problems: list[tuple[Location, str]], files: Sequence[str], typed: Mapping[str, Any]) -> str:
     lines = []
     for where, text in dict.fromkeys(problems):
         name = ".".join(str(part) for part in where) or "configuration"
-        at = "--config" if where and gives(typed, where) else locate(where, files)
+        at = "--config" if where and was_typed(typed, where, text) else locate(where, files)
         lines.append(f"  {name}{f' ({at})' if at else ''}: {text}")
     count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
     return "\n".join([f"the configuration has {count}:", *lines])

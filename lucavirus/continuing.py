@@ -29,8 +29,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: changed" if key.startswith(_DATA) else f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
         for key in {**saved, **now}
-        if saved.get(key) != now.get(key)
+        if saved.get(key) != now.get(key) and not _same_folder(key, saved.get(key), now.get(key))
     ]
+
+
+def _same_folder(key: str, one: Any, other: Any) -> bool:
+    """True for two ways to write the folder of the weights that a run begins with."""
+    return key == "model_dirpath" and bool(one and other) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def changed_settings(work: Path, meaning: Mapping[str, Any]) -> list[str]:

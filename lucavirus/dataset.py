@@ -33,14 +33,13 @@ class Dataset:
         self, data: Path, molecules: Sequence[Molecule], split: str, max_length: int, tasks: Sequence[str]
     ) -> None:
         self.body_length = max_length - 2
-        self._shards_folder = data / "shards"
         self._tables: list[_Table] = []
         for molecule in sorted(molecules, key=MOLECULES.index):
             wanted = [t for t in tasks if TASKS[t].supervised and TASKS[t].molecule == molecule]
             self._tables.append(_Table(data / "datasets" / molecule / f"{split}.h5", wanted))
         self._starts = np.concatenate([[0], np.cumsum([len(table) for table in self._tables])]).astype(np.int64)
         # A memory-mapped shard costs an open file and page tables, not memory. There are three data sets.
-        self._shard = lru_cache(maxsize=max(256, _open_files() // 4))(lambda name: Shard(self._shards_folder / name))
+        self._shard = lru_cache(maxsize=max(256, _open_files() // 4))(lambda name: Shard(data / "shards" / name))
 
     def __len__(self) -> int:
         return int(self._starts[-1])

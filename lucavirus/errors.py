@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 
@@ -59,12 +60,18 @@ def run_stage(main: Callable[[], None]) -> None:
         _report(f"error: {error}")
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        why = next((os.strerror(number) for number in _NO_ROOM if _is(number, error)), "")
+        if not why:
             raise
-        what, where = f"cannot be written: {os.strerror(error.errno)}", str(error.filename or "a file")
+        what, where = f"cannot be written: {why}", str(error.filename or "a file")
         hint = "make room (`df -h` tells which disk is full, `quota` what is yours), then start the same command again"
         _report(f"error: {UserError(what, where=where, hint=hint)}")
         sys.exit(1)
+
+
+def _is(number: int, error: OSError) -> bool:
+    """True where the system gave this number; what copies a folder tells it in words only."""
+    return error.errno == number or isinstance(error, shutil.Error) and os.strerror(number) in str(error)
 
 
 def _report(text: str) -> None:

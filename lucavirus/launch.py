@@ -67,7 +67,11 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     """
     parent = os.getppid()
     log.parent.mkdir(parents=True, exist_ok=True)
-    if guard and (why := held_by_another(guard)):
+    try:
+        why = held_by_another(guard) if guard else ""
+    except KeyboardInterrupt:  # while it waited: nothing was started
+        return 128 + signal.SIGINT
+    if why:
         with log.open("ab", buffering=0) as log_file:
             Output(sys.stdout.buffer, log_file, log).say(f"error: {why}")
         return 1
@@ -84,7 +88,7 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         except UserError as error:
             output.say(f"error: {error}")
             return 1
-        except KeyboardInterrupt:  # while it waited: nothing was started
+        except KeyboardInterrupt:
             return 128 + signal.SIGINT
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)

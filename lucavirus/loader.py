@@ -95,8 +95,10 @@ def updates(batches: Batches, first: int, last: int, device: torch.device) -> Ge
             yield handover.take(handed).open(device)
     finally:
         # What was raised holds the iterator, which would go on holding its workers; and these, which ignore signals,
-        # would hold this process at its end.
+        # or are stuck in a read, would hold this process at its end.
         made._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in made._workers:  # type: ignore[attr-defined]
+            worker.kill()
 
 
 def _begin(_: int) -> None:

@@ -51,6 +51,9 @@ def prepare(name: str, run: Run, data: Path) -> Prepared:
     tasks = tuple(task for task in run.tasks if task not in dropped)
     if not tasks:
         raise UserError(f"no task of run {name} has a label", hint="give annotations, or add a mask task to its tasks")
+    if not any(map(run.task_weight, tasks)):
+        what = f"task_weights are 0 for all tasks of run {name} that have a label: {', '.join(tasks)}"
+        raise UserError(what, hint="give annotations for another task, or one of these a weight")
     fingerprint = run.meaning()  # with the tasks as configured: which of them have labels is up to the vocabularies
     run = run.model_copy(update={"tasks": tasks})
     classes = classes_of(vocabularies, tasks)

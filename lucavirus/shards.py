@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,11 @@ def write_arrays(
 ) -> None:
     """Write contiguous datasets and attributes to an HDF5 file that appears whole or not at all.
 
-    A list of arrays becomes one dataset, without being put together in memory.
+    A list of arrays becomes one dataset, without being put together in memory. Raises OSError on a full disk.
     """
+    needed = sum(part.nbytes for array in arrays.values() for part in (array if isinstance(array, list) else [array]))
+    if shutil.disk_usage(path.parent).free < needed:  # HDF5 may crash when it closes a file that it could not write
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     in_parts: dict[int, list[NDArray[Any]]] = {}
     with h5py.File(temporary, "w") as file:

@@ -93,7 +93,7 @@ def _tokenize_unit(
         for rows in make_rows(batch, windows, labels):
             hashes.append(rows.id_hash)
             writer.add(rows)
-    np.save(_hashes_path(out, number), np.concatenate(hashes))
+    _hashes_path(out, number).write_bytes(np.concatenate(hashes).data)
     return {"shards": writer.close(), "counts": counts}
 
 
@@ -115,7 +115,7 @@ def _count(counts: Counter[str], batch: RecordBatch, windows: Windows, labels: M
 
 def _taken_twice(units: int, out: Path) -> U64:
     """The hashes of ids that several rows or records have."""
-    hashes = [np.load(_hashes_path(out, number), allow_pickle=False) for number in range(units)]
+    hashes = [np.fromfile(_hashes_path(out, number), np.uint64) for number in range(units)]
     everyone = np.concatenate([np.empty(0, np.uint64), *hashes])
     del hashes
     everyone.sort()
@@ -180,7 +180,7 @@ def _index_path(out: Path) -> Path:
 
 
 def _hashes_path(out: Path, number: int) -> Path:
-    return out / f"unit-{number:05d}.npy"
+    return out / f"unit-{number:05d}.hashes"
 
 
 def _note_path(out: Path, number: int) -> Path:

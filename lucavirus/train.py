@@ -31,6 +31,8 @@ from lucavirus.staging import staged
 from lucavirus.start import Started, start
 from lucavirus.state import PLACE, STATISTICS, task_losses
 
+# A second Snakemake that looks whether the folder is free holds it for a moment.
+GLANCE_SECONDS = 2.0
 # Seconds since the newest checkpoint after which an evaluation does not begin before there is another.
 WORTH_SAVING = 60.0
 
@@ -43,7 +45,7 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
     with (
         StopRequest().listening() as stop_request,  # from the start: a signal before the first update kills no rank
         joined(chosen_run(settings, name).device, announce=True) as ranks,
-        only_owner(work) if ranks.first else nullcontext(),
+        only_owner(work, patience=GLANCE_SECONDS) if ranks.first else nullcontext(),
     ):
         local = staged(data, chosen_run(settings, name).stage_shards_to)
         trainer = Trainer(start(settings, name, local, work, ranks, stop_request), stop_request)

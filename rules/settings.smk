@@ -35,13 +35,6 @@ def unwritable(error: OSError) -> ConfigurationError:
     )
 
 
-def trained_here() -> list[str]:
-    """Models that this workflow makes, with which another run may begin."""
-    project, runs = config.get("project"), config.get("runs")
-    trained = [run for run, own in runs.items() if own is not False] if isinstance(runs, dict) else []
-    return [f"results/{project}/runs/{run}/model" for run in trained]
-
-
 def settings() -> Settings:
     """The validated settings; every mistake in them ends the workflow with one message.
 
@@ -56,8 +49,7 @@ def settings() -> Settings:
     # Snakemake lists the overlays before the file that they overlay.
     files = sorted((os.path.relpath(file) for file in workflow.configfiles), key=lambda f: os.path.abspath(f) != base)
     try:
-        made, typed = [*DEMO_FILES, *trained_here()], workflow.config_settings.config
-        return load_settings(config, files=files, made=made, typed=typed)
+        return load_settings(config, files=files, made=DEMO_FILES, typed=workflow.config_settings.config)
     except UserError as error:
         raise ConfigurationError(str(error)) from None
 

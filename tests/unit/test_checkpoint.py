@@ -180,6 +180,20 @@ def test_space_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.
             shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("place", ["step-2", "step-2/model.safetensors", "step-2/state.json"])
+def test_what_is_no_file_or_no_folder_any_more_is_damage(tmp_path: Path, place: str) -> None:
+    _save(tmp_path, 1, 2)
+    aside = tmp_path / "aside"
+    (tmp_path / place).rename(aside)
+    if aside.is_dir():
+        (tmp_path / place).touch()
+    else:
+        (tmp_path / place).mkdir()
+    said: list[str] = []
+    assert newest_complete(tmp_path, said.append) == tmp_path / "step-1"
+    assert len(said) == 1 and "step-2 is damaged (" in said[0]
+
+
 def test_what_cannot_be_read_now_is_neither_damaged_nor_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,13 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"training": {"model_dirpath": "nowhere"}}, "no such file: nowhere"),
         ({"max_epochs": 5}, "max_epochs: is not a setting here; it belongs under `training`"),
         ({"runs": {"full": {"hidden_size": 8}}}, "full.hidden_size: is not a setting here; it belongs under `model`"),
+        ({"split": {"model": {}}}, "has 1 mistake:\n  split.model: is not a setting here; `model` stands by itself"),
+        (
+            {"training": {"model": {}}},
+            "has 1 mistake:\n  training.model: is not a setting here; `model` stands by itself",
+        ),
+        (one_source(files=["config/*.yaml", "config/config.yaml"]), "files: names a file twice: config/config.yaml"),
+        (one_source(annotations=[MADE[1], f"./{MADE[1]}"]), f"annotations: names a file twice: {MADE[1]}"),
         (one_source(files=[""]), "has 1 mistake:\n  sources.0.files: no such file:  ("),
         *(
             ({"runs": {"full": {"model_dirpath": own}}}, f"run full begins with weights in its own {folder}/demo/")
@@ -157,11 +164,29 @@ def test_what_the_command_line_gives_is_not_told_with_the_line_that_it_replaces(
     assert f"  training.max_epochs ({base}:3): " in str(caught.value)
 
 
-def test_words_of_yaml_on_the_command_line_are_read(shipped: dict[str, Any]) -> None:
-    typed = {"runs": {"single": "false"}, "training": {"keep_every": "null", "compile": "true"}}
+@pytest.mark.parametrize(("typed", "place"), [({"seed": 5}, "base.yaml:1"), ({"nodes": 2}, "--config")])
+def test_what_does_not_go_together_is_told_of_the_command_line_where_that_has_a_part_in_it(
+    shipped: dict[str, Any], tmp_path: Path, typed: dict[str, Any], place: str
+) -> None:
+    (tmp_path / "base.yaml").write_text("training:\n  gpus: 3\n")
+    raw = merged(shipped, {"training": {"gpus": 3, "nodes": 2, **typed}})
+    with pytest.raises(UserError) as caught:
+        load_settings(raw, [str(tmp_path / "base.yaml")], MADE, {"training": typed})
+    (told,) = str(caught.value).splitlines()[1:]
+    assert f"{place}): nodes (2) must divide gpus (3)" in told
+
+
+@pytest.mark.parametrize(
+    ("no", "none", "yes"), [("false", "null", "true"), ("False", "None", "True"), ("no", "~", "on")]
+)
+def test_words_of_yaml_on_the_command_line_are_read(shipped: dict[str, Any], no: str, none: str, yes: str) -> None:
+    typed = {"runs": {"single": no}, "training": {"keep_every": none, "compile": yes}}
     settings = load_settings(merged(shipped, typed), made=MADE, typed=typed)
     assert "single" not in settings.runs
     assert (settings.runs["full"].keep_every, settings.runs["full"].compile) == (None, "on")
+    typed["runs"]["mine"] = {"model_dirpath": "results/demo/runs/single/model"}
+    with pytest.raises(UserError, match="no such file: results/demo/runs/single/model"):
+        load_settings(merged(shipped, typed), made=MADE, typed=typed)
 
 
 def test_json_with_tabs_has_no_lines(shipped: dict[str, Any], tmp_path: Path) -> None:
@@ -192,6 +217,29 @@ def test_what_is_wrong_in_some_runs_alike_is_told_once(shipped: dict[str, Any]) 
     assert told.endswith(" (runs full, mask_only, gene_only, single)")
 
 
+@pytest.mark.parametrize(
+    ("own", "told"), [({"gpus": 3, "nodes": 2}, "nodes (2) must divide gpus (3)"), ("x", "must be a group of settings")]
+)
+def test_what_runs_have_of_their_own_is_told_in_each(shipped: dict[str, Any], own: object, told: str) -> None:
+    lines = mistakes(merged(shipped, {"runs": {"single": own, "mask_only": own}})).splitlines()[1:]
+    assert sorted(line.split(told)[0] for line in lines) == ["  runs.mask_only: ", "  runs.single: "]
+
+
+def test_a_runs_own_model_is_refused_by_any_path(
+    shipped: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results on another disk; what the run has set aside stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk/demo/runs/full/model").mkdir(parents=True)
+    (tmp_path / "work/demo/full/set-aside/001/best/step-4").mkdir(parents=True)
+    (tmp_path / "results").symlink_to("disk")
+    for folder in ("disk/demo/runs/full/model", "results/demo/runs/full/model"):
+        raw = merged(shipped, {"runs": {"full": {"model_dirpath": f"{tmp_path}/{folder}"}}})
+        assert "run full begins with weights in its own results/demo" in mistakes(raw)
+    raw = merged(shipped, {"runs": {"full": {"model_dirpath": "work/demo/full/set-aside/001/best/step-4"}}})
+    assert load_settings(raw, made=MADE).runs["full"].model_dirpath is not None
+
+
 def test_what_is_wrong_in_one_run_is_told_there_beside_other_mistakes(shipped: dict[str, Any]) -> None:
     """Pydantic is asked once more without the wrong settings, and says what it said before."""
     found = mistakes(merged(shipped, {"runs": {"mine": {"learning_rate": 0.0001}, "other": {"hidden_size": 4}}}))
@@ -210,7 +258,8 @@ def test_each_of_several_contradictions_has_a_line(shipped: dict[str, Any]) -> N
     (first, second, third, fourth) = mistakes(merged(shipped, {"model": {"max_length": 20}})).splitlines()[1:]
     for line, run in zip((first, second, third, fourth), ("full", "mask_only", "gene_only", "single"), strict=True):
         told = f"source genomes has windows of 256, but run {run} reads at most 18 (model.max_length - 2)"
-        assert line == f"  configuration: {told}; `runs: {{{run}: false}}` leaves it out"
+        hint = f"change one of them, or leave the run out (`runs: {{{run}: false}}`, and not in report_runs)"
+        assert line == f"  configuration: {told}: {hint}"
 
 
 @pytest.mark.parametrize("form", ["{}/", "./{}", "{here}/{}", "{link}/{}", "results//demo/runs/full/model"])

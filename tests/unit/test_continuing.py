@@ -73,6 +73,8 @@ def test_nobody_goes_back_to_a_damaged_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_is_new_and_what_is_gone_are_differences_too() -> None:
+    same = ({"model_dirpath": "results/../a/model/"}, {"model_dirpath": "a/model"})
+    assert differences(*same) == [] and differences(same[0], {"model_dirpath": None}) != []
     assert differences({"seed": 1, "gone": 2}, {"seed": 1, "new": 3}) == ["gone: 2 -> None", "new: None -> 3"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,8 +66,12 @@ def test_a_full_disk_is_told_without_traceback(capsys: pytest.CaptureFixture[str
     hint = "make room (`df -h` tells which disk is full, `quota` what is yours), then start the same command again"
     told = ("a file: cannot be written: No space left on device", "work/demo/x: cannot be written: Disk quota exceeded")
     assert capsys.readouterr().err == "".join(f"error: {what}\n  What to do: {hint}\n" for what in told)
-    with pytest.raises(PermissionError):
-        run_stage(Path("/proc/version").unlink)
+    hint = "No space left on device: 'a'"
+    assert failing(shutil.Error([("a", "b", f"[Errno 28] {hint}")])) == 1
+    assert ": cannot be written: No space left on device\n" in capsys.readouterr().err
+    for other in (PermissionError(13, "Permission denied"), shutil.Error([("a", "b", "[Errno 13] Permission denied")])):
+        with pytest.raises(type(other)):
+            failing(other)
 
 
 def test_an_error_that_a_full_disk_does_not_take_is_shown(

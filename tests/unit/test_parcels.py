@@ -137,15 +137,20 @@ def test_what_fails_in_a_worker_is_raised_here_and_leaves_no_worker(
     def fail(self: Batches, update: int) -> Parcel:
         if update == 5:
             raise error
+        if update == 6:  # another one is stuck, as in a read when the disk's server is away
+            time.sleep(600)
         return making(self, update)
 
     monkeypatch.setattr(Batches, "__getitem__", fail)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # patience with each worker
     some = replace(batches, run=batches.run.model_copy(update={"worker_num": 2}))
     received = []
     with pytest.raises(type(error), match="is broken") as caught:
         for packs in updates(some, 2, 9, CPU):
             received.append(packs)
     assert len(received) == 3
+    for child in multiprocessing.active_children():
+        child.join(10)
     assert not multiprocessing.active_children()
     assert str(caught.value) == str(error) or type(error) is ValueError
 

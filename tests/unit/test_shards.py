@@ -7,6 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,10 +179,18 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
 
 def test_a_shard_holds_one_file_open(tmp_path: Path) -> None:
     path = tmp_path / _write(tmp_path)[0]
-    before = len(os.listdir("/proc/self/fd"))
     shard = Shard(path)
     assert len(shard.arrays) > 10
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()].count(str(path.resolve())) == 1
+
+
+def test_nothing_is_begun_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 crashes at times when it closes a file that it could not write."""
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
+    write_arrays(tmp_path / "a", {"x": np.zeros(99, np.uint8)}, {})
+    with pytest.raises(OSError, match="No space left on device: .*/b"):
+        write_arrays(tmp_path / "b", {"x": np.zeros(50, np.uint8), "y": [np.zeros(25, np.uint8)] * 2}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_one_that_cannot_be_read_is_not_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

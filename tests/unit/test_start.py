@@ -25,6 +25,7 @@ from lucavirus.prepare import prepare
 from lucavirus.shards import map_arrays, write_arrays
 from lucavirus.start import Started, _arrange, _early_end, _first_state, _introduction, _warnings, start
 from lucavirus.state import Checkpoints, State
+from lucavirus.tasks import SUPERVISED
 from tests import tiny
 
 AUTO = Run(max_epochs=12, max_steps="auto", final_learning_rate=1e-5)
@@ -147,6 +148,16 @@ def test_the_last_update_is_that_of_the_first_end(planned: int, max_steps: int, 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_project(tmp_path_factory.mktemp("start"))
+
+
+def test_weights_of_the_tasks_that_are_left_are_not_all_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = dict.fromkeys(SUPERVISED, ()) | {"gene_type": ("CDS",)}
+    monkeypatch.setattr("lucavirus.prepare.read_vocabularies", lambda _: labels)
+    (tmp_path / "datasets").mkdir()
+    run = Run(tasks=("gene_type", "prot_site"), task_weights={"gene_type": 0})
+    told = "task_weights are 0 for all tasks of run mine that have a label: gene_type"
+    with pytest.raises(UserError, match=told):
+        prepare("mine", run, tmp_path)
 
 
 def begun(project: Path, work: Path, changes: dict[str, Any], **words: Any) -> Started:

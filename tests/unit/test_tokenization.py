@@ -146,7 +146,7 @@ def test_a_span_beyond_the_sequence_is_told_with_its_line(tmp_path: Path, write:
 def test_a_second_set_replaces_the_first(tmp_path: Path, write: Callable[[str, str], str]) -> None:
     two = [write("a.fa", ">x\nACGT\n"), write("b.fa", ">y\nACGTA\n")]
     _tokenize(tmp_path, _settings(files=two, kind="gene"))
-    for killed in ("00003-000.h5.7.tmp", "unit-00003.npy", ".unit-00003.json.7.tmp"):
+    for killed in ("00003-000.h5.7.tmp", "unit-00003.hashes", ".unit-00003.json.7.tmp"):
         write(f"shards/{killed}", "half a fi")
     first = read_index(tmp_path / "shards")["fingerprint"]
     _tokenize(tmp_path, _settings(files=two[:1], kind="gene"))
@@ -171,12 +171,12 @@ def test_a_rank_makes_and_removes_its_own_units_only(
 
     build_vocabularies(settings, tmp_path / "vocabularies")
     assert tokenize() == [
-        "00001-000.h5", "00003-000.h5", "unit-00001.json", "unit-00001.npy", "unit-00003.json", "unit-00003.npy",
+        "00001-000.h5", "00003-000.h5", "unit-00001.hashes", "unit-00001.json", "unit-00003.hashes", "unit-00003.json",
     ]  # fmt: skip
-    for name in ("00002-000.h5.7.tmp", "unit-00000.npy"):
+    for name in ("00002-000.h5.7.tmp", "unit-00000.hashes"):
         write(f"shards/{name}", "of the first rank")
     write("d.fa", ">d\n")
-    assert tokenize() == ["00002-000.h5.7.tmp", "unit-00000.npy"]
+    assert tokenize() == ["00002-000.h5.7.tmp", "unit-00000.hashes"]
 
 
 def test_ids_of_records_and_of_windows_are_compared(tmp_path: Path, write: Callable[[str, str], str]) -> None:
@@ -222,10 +222,10 @@ def test_duplicates_are_found_across_units_and_batches(tmp_path: Path, write: Ca
 
 
 def test_what_units_left_is_cleared_however_many_there_are(tmp_path: Path) -> None:
-    names = ["00007-000.h5", "unit-00007.npy", "100000-000.h5", ".100000-000.h5.1.tmp", "unit-100000.json"]
+    names = ["00007-000.h5", "unit-00007.hashes", "100000-000.h5", ".100000-000.h5.1.tmp", "unit-100000.json"]
     for name in (*names, "index.json"):
         (tmp_path / name).touch()
     _clear(tmp_path, [100000])
-    assert {path.name for path in tmp_path.iterdir()} == {"00007-000.h5", "unit-00007.npy", "index.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"00007-000.h5", "unit-00007.hashes", "index.json"}
     _clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
