@@ -72,7 +72,7 @@ def _reread(raw: Any, typed: Any) -> Any:
 def read_settings(path: Path) -> Settings:
     """Read the complete settings that the workflow wrote for its stages (JSON)."""
     try:
-        return Settings.model_validate(json.loads(path.read_text()))
+        return Settings.model_validate(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot be read ({error})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -131,7 +132,7 @@ def _task_metrics(
         return {}
     if TASKS[task].multi_label:
         scores, truth = columns
-        metrics, baseline = multi_label_metrics(scores, truth)
+        metrics, baseline = multi_label_metrics(np.nan_to_num(scores), truth)
     else:
         pairs, times = columns
         confusion = _confusion(pairs, times, classes.get(task, len(alphabet.TOKENS)))
@@ -139,6 +140,8 @@ def _task_metrics(
             metrics, baseline = masked_token_metrics(confusion, float((losses * counts).sum() / counts.sum()))
         else:
             metrics, baseline = multi_class_metrics(confusion)
+    if not np.isfinite(losses).all():  # such answers would count as the first class, which may be the most frequent
+        metrics = dict.fromkeys(metrics, math.nan)
     return {**metrics, "baseline": baseline}
 
 

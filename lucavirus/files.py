@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -28,4 +29,17 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_json(path: Path, content: Any) -> None:
     """Write JSON the same way."""
-    replace_text(path, json.dumps(content, indent=1) + "\n")
+    replace_text(path, to_json(content, indent=1) + "\n")
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON that every program reads: numbers that are not finite, for which it has no word, are null."""
+    return json.dumps(_finite(content), allow_nan=False, indent=indent)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

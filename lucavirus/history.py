@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lucavirus.distributed import Ranks
+from lucavirus.files import replace_text, to_json
 from lucavirus.plan import Position
 
 # The launcher that shows our lines may have died; a training must not, before it has saved.
@@ -33,9 +34,9 @@ class History:
         self._bar: tqdm[Any] | None = None
         if not self._first:
             return
-        self._log = open(work / "train.log", "a", buffering=1)  # noqa: SIM115 - open for the whole run
-        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the whole run
         self._file.truncate(min(kept_bytes, self.path.stat().st_size))
+        self._forget_skips_after(first_update)
         self._board = SummaryWriter(str(work / "tensorboard"), purge_step=first_update + 1)
 
     def flushed_size(self) -> int:
@@ -46,9 +47,10 @@ class History:
         return self._file.seek(0, os.SEEK_END)
 
     def say(self, text: str) -> None:
-        """A line for people: on the screen above the progress bar, and in the trainer's own log."""
+        """A line for people: on the screen above the progress bar, and in the trainer's own log; also after the end."""
         if self._first:
-            self._log.write(f"{time.strftime('%F %T')} {text}\n")
+            with open(self.path.with_name("train.log"), "a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%F %T')} {text}\n")
             with _WHOEVER_READS_IT:
                 tqdm.write(text, file=sys.stderr)
 
@@ -56,20 +58,30 @@ class History:
         """One line of metrics.jsonl, and scalars for TensorBoard at the record's update."""
         if not self._first:
             return
-        self._file.write((json.dumps({**record, "time": round(time.time(), 3)}) + "\n").encode())
+        self._file.write((to_json({**record, "time": round(time.time(), 3)}) + "\n").encode())
         for name, value in scalars.items():
             self._board.add_scalar(name, value, record["update"])
 
     def not_finite(self, at: Position, norm: float, losses: dict[str, float], samples: list[str]) -> Path:
         """Write down the update after `at`, whose gradient is not finite, with the ids of its samples."""
-        path = self.path.with_name("non_finite.jsonl")
         if self._first:
             # JSON has no word for such numbers.
             told = {"gradient_norm": repr(norm), "losses": {task: repr(loss) for task, loss in losses.items()}}
             place = {"update": at.update + 1, "step": at.step, "epoch": at.epoch}
-            with open(path, "a") as file:
+            with open(self._skips, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**place, **told, "samples": samples}) + "\n")
-        return path
+        return self._skips
+
+    @property
+    def _skips(self) -> Path:
+        return self.path.with_name("non_finite.jsonl")
+
+    def _forget_skips_after(self, update: int) -> None:
+        """Updates that will be done again will be written down again."""
+        if self._skips.exists():
+            lines = self._skips.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a fault may have cut the last one short
+            replace_text(self._skips, "".join(line for line in whole if json.loads(line)["update"] <= update))
 
     def start_bar(self, done: int, total: int) -> None:
         """Show the progress bar, counted in updates."""
@@ -95,4 +107,3 @@ class History:
         self._board.close()
         self.flushed_size()
         self._file.close()
-        self._log.close()

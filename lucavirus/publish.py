@@ -16,7 +16,7 @@ _WEIGHTS = "model.safetensors"
 
 def model_files(architecture: Architecture, vocabularies: Path) -> dict[str, str]:
     """What weights need beside them to be a model that can be used, by name: config.json and labels/{task}.txt."""
-    labels = {f"labels/{task}.txt": (vocabularies / f"{task}.txt").read_text() for task in architecture.heads}
+    labels = {f"labels/{task}.txt": (vocabularies / f"{task}.txt").read_text("utf-8") for task in architecture.heads}
     return {"config.json": json.dumps(architecture.to_json(), indent=1) + "\n", **labels}
 
 
@@ -32,7 +32,7 @@ def publish_model(best: Path, last: Path, beside: Mapping[str, str], out: Path) 
     for folder, weights in ((fresh, best), (fresh / "last", last)):
         (folder / "labels").mkdir(parents=True)
         for name, text in beside.items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, "utf-8")
         shutil.copyfile(weights / _WEIGHTS, folder / _WEIGHTS)
     for path in fresh.rglob("*"):
         flush(path)
@@ -44,6 +44,6 @@ def publish_model(best: Path, last: Path, beside: Mapping[str, str], out: Path) 
 
 def publish_history(work: Path, out: Path) -> None:
     """Copy metrics.jsonl and the TensorBoard events of a run from its work folder."""
-    replace_text(out / "metrics.jsonl", (work / "metrics.jsonl").read_text())
+    replace_text(out / "metrics.jsonl", (work / "metrics.jsonl").read_text("utf-8"))
     shutil.rmtree(out / "tensorboard", ignore_errors=True)  # of the run before a restart
     shutil.copytree(work / "tensorboard", out / "tensorboard")

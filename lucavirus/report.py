@@ -240,6 +240,8 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         if np.isnan(value):
             return "–"
+        if abs(value) >= 1e9:
+            return f"{value:.4g}"
         digits = 0 if value.is_integer() and abs(value) > 1 else 1 if abs(value) >= 100 else 4
         return f"{value:,.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -151,7 +151,7 @@ def _load_weights(
         return []
     said = [f"weights of {folder}: {import_weights(model, Path(folder))}"]
     for name, text in beside.items():
-        if (theirs := Path(folder, name)).exists() and name.startswith("labels/") and theirs.read_text() != text:
+        if (theirs := Path(folder, name)).exists() and name.startswith("labels/") and theirs.read_text("utf-8") != text:
             said.append(
                 f"warning: {theirs} has other classes than this run; its head is taken where their number is the same"
             )

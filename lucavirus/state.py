@@ -143,7 +143,7 @@ class Checkpoints:
 
     def _files(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Files:
         """What writes each file of a checkpoint: tensors as they are now, and the texts beside them."""
-        texts = {name: partial(Path.write_text, data=text) for name, text in self.beside.items()}
+        texts = {name: partial(Path.write_text, data=text, encoding="utf-8") for name, text in self.beside.items()}
         return {**{name: self._copy(group) for name, group in tensors.items()}, **texts}
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:

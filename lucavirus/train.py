@@ -260,10 +260,10 @@ class Trainer:
         """Put the results of a finished run in place; training.json last."""
         state, at = self.state, self.plan.position(self.state.update)
         last = self.checkpoints.at(at.step)
-        best = self.checkpoints.best(state, last)
+        best, evaluated = self.checkpoints.best(state, last), state.best
         if problem := damage(best):
-            print(f"warning: {best} is damaged ({problem}); the last weights are published as the best ones")
-            best = last
+            self.history.say(f"warning: {best} is damaged ({problem}); the last weights are published as the best ones")
+            best, evaluated = last, None
         publish_model(best, last, self.checkpoints.beside, out)
         publish_history(work, out)
         reason = "all epochs done" if state.update >= self.plan.updates else "stop_after"
@@ -273,7 +273,7 @@ class Trainer:
             "run": self.prepared.name, "reason": reason,
             "updates": at.update, "steps": at.step, "epochs": at.update / self.plan.updates_per_epoch,
             "sequences": state.sequences, "tokens": state.tokens, "seconds": round(state.seconds, 1),
-            "best": state.best, "B": self.run.sequences_per_update, "world_size": self.ranks.world_size,
+            "best": evaluated, "B": self.run.sequences_per_update, "world_size": self.ranks.world_size,
             "parameters": count_parameters(self.model), "max_steps": self.updater.max_steps,
         })  # fmt: skip
 

@@ -117,3 +117,17 @@ def test_the_first_rank_shows_how_far_it_is(
     ranks = replace(ALONE, rank=rank)
     evaluate_split(MODEL, Made(made), WEIGHED, CLASSES, COMPUTE, ranks, metrics=False, bar=bar)  # type: ignore[arg-type]
     assert ("dev: 100%" in capsys.readouterr().err) == shown
+
+
+def test_a_model_that_answers_with_no_number_has_no_metrics(made: list[Sample]) -> None:
+    """As the class that comes first it would be as good as the best constant answer; scikit-learn takes no NaN."""
+    broken = LucaVirus(ARCHITECTURE, seed=5)
+    for parameter in broken.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    found = evaluate_split(broken, Made(made), WEIGHED, CLASSES, COMPUTE, ALONE, metrics=True)  # type: ignore[arg-type]
+    whole = _evaluate(made)
+    assert np.isnan(found["loss"])
+    for task, score in found["tasks"].items():
+        assert score["baseline"] == whole["tasks"][task]["baseline"]
+        assert all(np.isnan(score[name]) for name in ("loss", *score["baseline"]))
+        assert score["n_labels"] == whole["tasks"][task]["n_labels"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,14 @@ def test_files_of_another_run_are_refused(files: dict[str, Path], tmp_path: Path
     with pytest.raises(UserError, match="belongs to run yours, not to mine") as caught:
         report.write_run_report(run="mine", out=tmp_path / "out", **files)
     assert caught.value.where == str(files[name])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (math.nan, "–"), (2.0, "2"), (0.12345, "0.1235"), (123.456, "123.5"), (1.5e9, "1.5e+09"), (1e304, "1e+304"),
+        (12345, "12,345"), ("a", "a"),
+    ],
+)  # fmt: skip
+def test_numbers_for_people(value: object, shown: str) -> None:
+    assert report._cell(value) == shown

@@ -117,7 +117,7 @@ def test_the_first_ranks_clock_says_when_to_save(first: bool, seconds: int, over
 def test_the_last_weights_are_published_where_the_best_are_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, max_steps: int, reason: str
 ) -> None:
-    published: list[tuple[Path, Path]] = []
+    published, said = list[tuple[Path, Path]](), list[str]()
     monkeypatch.setattr("lucavirus.train.publish_model", lambda best, last, *_: published.append((best, last)))
     monkeypatch.setattr("lucavirus.train.publish_history", lambda *_: None)
     place = Checkpoints(tmp_path, {})
@@ -126,12 +126,16 @@ def test_the_last_weights_are_published_where_the_best_are_damaged(
         state=State(update=2, best={"step": 4}), plan=Plan(8, 1, 1, 4, 0, epochs), checkpoints=place,
         prepared=SimpleNamespace(name="full"), updater=SimpleNamespace(max_steps=max_steps),
         run=SimpleNamespace(sequences_per_update=4), ranks=ALONE, model=torch.nn.Linear(2, 1),
+        history=SimpleNamespace(say=said.append),
     )  # fmt: skip
-    Trainer.publish(trainer, tmp_path, tmp_path / "out")
-    (best / "state.json").unlink()
-    Trainer.publish(trainer, tmp_path, tmp_path / "out")
+    for known in ({"step": 4}, None):
+        Trainer.publish(trainer, tmp_path, tmp_path / "out")
+        told = json.loads((tmp_path / "out/training.json").read_text())
+        # The loss of weights that are lost is not that of those that are published.
+        assert (told["reason"], told["best"]) == (reason, known)
+        (best / "state.json").unlink(missing_ok=True)
     assert published == [(best, last), (last, last)]
-    assert json.loads((tmp_path / "out/training.json").read_text())["reason"] == reason
+    assert len(said) == 1 and said[0].startswith(f"warning: {best} is damaged (state.json is missing); the last weigh")
 
 
 def test_the_work_of_all_gpus_is_beside_the_peak_of_all() -> None:
