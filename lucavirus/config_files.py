@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ def expand_files(
     `written` is the configuration before its runs were completed, `made` the files that a rule makes; what is missing
     is added to `problems`.
     """
+    known = {os.path.realpath(path): path for path in made}
     sources = []
     if not isinstance(raw.get("sources"), list):
         return raw
@@ -26,48 +28,53 @@ def expand_files(
             source = dict(source)
             for key in ("files", "annotations"):
                 if key in source:
-                    source[key] = _found(source[key], ("sources", n, key), made, problems)
+                    source[key] = _found(source[key], ("sources", n, key), known, problems)
         sources.append(source)
     raw = {**raw, "sources": sources}
     if isinstance(vocabularies := raw.get("vocabularies"), Mapping):
-        found = {task: _found_one(name, ("vocabularies", task), made, problems) for task, name in vocabularies.items()}
+        found = {task: _found_one(name, ("vocabularies", task), known, problems) for task, name in vocabularies.items()}
         raw["vocabularies"] = found
     for where, group in (((), raw), *((("runs", name), run) for name, run in raw["runs"].items())):
         if group.get("model_dirpath"):
             place = own_location((*where, "model_dirpath"), written)
-            group["model_dirpath"] = _found_one(group["model_dirpath"], place, made, problems)
+            group["model_dirpath"] = _found_one(group["model_dirpath"], place, known, problems)
     return raw
 
 
-def _found(names: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
+def _found(names: Any, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> Any:
     """File names with patterns expanded; missing ones are problems. What is no name is left for pydantic to refuse."""
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return names
     found = []
     for name in (_plain(name, made) for name in names):
-        hits = [name] if name in made or os.path.exists(name) else sorted(glob.glob(name))
+        hits = [name] if _is_there(name, made) else sorted(glob.glob(name))
         found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
-    files = list(map(os.path.realpath, found))
-    twice = [name for number, name in enumerate(found) if files[number] in files[:number]]
-    problems += [(where, f"names a file twice: {name}") for name in dict.fromkeys(twice)]
+    times = Counter(map(os.path.realpath, found))
+    twice = {file: name for name in found if times[file := os.path.realpath(name)] > 1}
+    problems += [(where, f"names a file twice: {name}") for name in twice.values()]
     return found
 
 
-def _found_one(name: Any, where: Location, made: Collection[str], problems: list[tuple[Location, str]]) -> Any:
+def _found_one(name: Any, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> Any:
     """The same for a setting that is one file or folder, and no pattern."""
     if not isinstance(name, str):
         return name
     name = _plain(name, made)
-    there = name in made or os.path.exists(name)
-    return _allowed(name, where, problems) if there else _missing(name, where, problems)
+    return _allowed(name, where, problems) if _is_there(name, made) else _missing(name, where, problems)
 
 
-def _plain(name: str, made: Collection[str]) -> str:
-    """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it."""
+def _is_there(name: str, made: Mapping[str, str]) -> bool:
+    return os.path.exists(name) or os.path.realpath(name) in made
+
+
+def _plain(name: str, made: Mapping[str, str]) -> str:
+    """A path as Snakemake takes it: the home folder by its name, no empty parts, what is made as the rules name it.
+
+    `made` has what is made by its real path.
+    """
     name = os.path.expanduser(name)
-    as_made = {os.path.realpath(path): path for path in made}.get(os.path.realpath(name))
-    return as_made or (os.path.normpath(name) if "//" in name else name)
+    return made.get(os.path.realpath(name)) or (os.path.normpath(name) if "//" in name else name)
 
 
 def _allowed(name: str, where: Location, problems: list[tuple[Location, str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -79,9 +80,9 @@ class History:
     def _forget_skips_after(self, update: int) -> None:
         """Updates that will be done again will be written down again."""
         if self._skips.exists():
-            lines = self._skips.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a fault may have cut the last one short
-            replace_text(self._skips, "".join(line for line in whole if json.loads(line)["update"] <= update))
+            # Of lines that are whole: a fault may have cut one short.
+            lines = re.finditer(r'^{"update": (\d+),.*}\n', self._skips.read_text(encoding="utf-8"), re.MULTILINE)
+            replace_text(self._skips, "".join(line[0] for line in lines if int(line[1]) <= update))
 
     def start_bar(self, done: int, total: int) -> None:
         """Show the progress bar, counted in updates."""

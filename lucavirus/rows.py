@@ -128,15 +128,14 @@ def _bodies(tokens: bytes, start: NDArray[np.int64], end: NDArray[np.int64]) -> 
 
 def _labels(windows: Windows, part: slice, labels: Mapping[int, Labels]) -> dict[int, Labels]:
     """The labels of those rows of a part that have any."""
-    start, end = windows.start[part].tolist(), windows.end[part].tolist()
+    start, end, cut = (column[part].tolist() for column in (windows.start, windows.end, windows.cut))
     found: dict[int, Labels] = {}
     sequences, firsts = np.unique(windows.sequence[part], return_index=True)
     bounds = [*firsts.tolist(), len(start)]
     for sequence, rows in zip(sequences.tolist(), map(slice, bounds, bounds[1:]), strict=True):
         if own := labels.get(sequence):
-            cut = windows.cut[part][rows.start]
-            of_windows = window_labels(own, start[rows], end[rows]) if cut else [own]
-            found |= {row: labels for row, labels in enumerate(of_windows, rows.start) if labels}
+            of_rows = window_labels(own, start[rows], end[rows]) if cut[rows.start] else [own]
+            found.update((row, of_row) for row, of_row in enumerate(of_rows, rows.start) if of_row)
     return found
 
 
