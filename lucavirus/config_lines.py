@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 Location = tuple[str | int, ...]
+_ABSENT = object()
 
 
 def repeated(file: str) -> Iterator[tuple[Location, str]]:
@@ -82,23 +83,24 @@ def own_location(where: Location, raw: Mapping[str, Any]) -> Location:
 
 def gives(own: Any, where: Location) -> bool:
     """True where a group gives a setting itself, or the value that it is in."""
-    for part in where:
-        if not isinstance(own, Mapping):
-            return own is not None
-        if part not in own:
-            return False
-        own = own[part]
-    return True
+    return _given(own, where) is not _ABSENT
 
 
 def was_typed(typed: Mapping[str, Any], where: Location, text: str) -> bool:
     """True where `--config` gave what a mistake is about: the setting, or in its group one that the text names."""
-    value: Any = typed
+    value = _given(typed, where)
+    return value is not _ABSENT and (not isinstance(value, Mapping) or speaks_of(text, value))
+
+
+def _given(group: Any, where: Location) -> Any:
+    """What a group has at a location, or the value that this is in; else _ABSENT."""
     for part in where:
-        if not isinstance(value, Mapping) or part not in value:
-            return not isinstance(value, Mapping)
-        value = value[part]
-    return not isinstance(value, Mapping) or speaks_of(text, value)
+        if not isinstance(group, Mapping):
+            return _ABSENT if group is None else group
+        if part not in group:
+            return _ABSENT
+        group = group[part]
+    return group
 
 
 def speaks_of(text: str, names: Iterable[Any]) -> bool:

@@ -170,6 +170,17 @@ def begun(project: Path, work: Path, changes: dict[str, Any], **words: Any) -> S
     return started
 
 
+def test_saving_hears_of_a_stop_and_speaks_through_the_history(project: Path, tmp_path: Path) -> None:
+    settings, stop = Settings.model_validate_json(project.read_text()), StopRequest()
+    started = start(settings, "full", project.parent, tmp_path, tiny.ALONE, stop)
+    assert not started.checkpoints.asked_to_end()
+    stop.came = True
+    assert started.checkpoints.asked_to_end()
+    started.checkpoints.say("it is tried again")
+    started.history.close()
+    assert (tmp_path / "train.log").read_text().endswith(" it is tried again\n")
+
+
 def test_a_start_goes_on_where_the_checkpoint_stood(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
