@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import torch
 
 from lucavirus.checkpoint import save_checkpoint
-from lucavirus.errors import TIME_LIMIT, Preempted
+from lucavirus.errors import TIME_LIMIT, Preempted, UserError
+from lucavirus.guard import only_owner
 from lucavirus.plan import Plan
 from lucavirus.state import PLACE, STATISTICS, Checkpoints, State
-from lucavirus.train import Trainer
+from lucavirus.train import Trainer, train
 from tests.made_up import ARCHITECTURE
-from tests.tiny import ALONE
+from tests.tiny import ALONE, RUN
 
 
 @pytest.mark.parametrize(("losses", "best"), [((3.0, 2.0, 2.0), 2), ((None, None, None), None), ((None, 2.0, 3.0), 2)])
@@ -181,3 +183,29 @@ def test_what_is_due_between_updates(
     )  # fmt: skip
     Trainer._boundary(trainer)
     assert happened == expected
+
+
+def test_who_looks_whether_the_folder_is_free_refuses_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each start of Snakemake does; for that moment it holds the lock."""
+    looking, begun = threading.Event(), list[Path]()
+
+    def look() -> None:
+        with only_owner(tmp_path / "work"):
+            looking.set()
+            time.sleep(0.3)
+
+    def begin(data: Path, _: object) -> Path:
+        begun.append(data)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("lucavirus.train.staged", begin)
+    settings: Any = SimpleNamespace(runs={"full": RUN.model_copy(update={"device": "cpu"})})
+    looker = threading.Thread(target=look)
+    looker.start()
+    looking.wait()
+    with pytest.raises(UserError, match="far enough"):
+        train(settings, "full", tmp_path, tmp_path / "work", tmp_path / "out")
+    looker.join()
+    assert begun == [tmp_path]
