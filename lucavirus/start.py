@@ -75,7 +75,7 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks, s
         restore_moments(newest, model, updater.optimizer)
     if ranks.first:
         checkpoints.require_space(model, prepared.run.keep_last)
-    history = History(work, ranks, state.history_bytes, state.update)
+    history = History(work, ranks, state.history_bytes, state.update, checkpoints.asked_to_end)
     checkpoints.say = history.say
     started = Started(prepared, ranks, checkpoints, state, history, updater)
     for text in (*said, *_introduction(started)):

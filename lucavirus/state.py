@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from lucavirus.config import Run
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.optimizer import AdamW
+from lucavirus.patience import patiently
 from lucavirus.sharding import like, whole
 from lucavirus.tasks import TASKS
 
@@ -33,8 +33,6 @@ PLACE: dict[str, int] = {name: place for place, name in enumerate(STATISTICS)}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 Files = Mapping[str, Callable[[Path], object]]
-# Seconds after which a save that failed is tried again: someone makes room, a file server comes back.
-PAUSES: tuple[float, ...] = (10, 30, 60, 120, 300)
 
 
 def task_losses(statistics: Sequence[float]) -> dict[str, float]:
@@ -160,22 +158,7 @@ class Checkpoints:
 
     def _in_background(self, write: Callable[[], object]) -> None:
         if self.writes:
-            self._background.run(self._patiently, write)
-
-    def _patiently(self, write: Callable[[], object]) -> None:
-        """Write, and again after each of PAUSES where that failed. Raises what the last time raised."""
-        for pause in PAUSES:
-            try:
-                write()
-                return
-            except UserError as error:
-                if self.asked_to_end():
-                    raise
-                self.say(f"warning: {error.where}: {error.what}; it is tried again in {pause} s")
-            again = time.monotonic() + pause
-            while time.monotonic() < again and not self.asked_to_end():
-                time.sleep(0.1)
-        write()
+            self._background.run(patiently, write, lambda text: self.say(text), self.asked_to_end)
 
     def _write(self, step: int, files: Files, content: Any, run: Run) -> None:
         checkpoint.save_checkpoint(self.folder, step, files, content)

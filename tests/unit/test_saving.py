@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lucavirus import checkpoint
-from lucavirus import state as saving
+from lucavirus import checkpoint, patience
 from lucavirus.config import Run
 from lucavirus.errors import UserError
 from lucavirus.evaluate_run import load_model
@@ -57,7 +56,7 @@ def test_a_save_waits_for_the_one_before_it_whose_copy_it_overwrites(
 
 
 def test_a_save_that_failed_is_told_once_by_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "PAUSES", ())
+    monkeypatch.setattr(patience, "PAUSES", ())
 
     def fail(*_: Any) -> Path:
         raise UserError("no space")
@@ -133,7 +132,7 @@ def test_best_weights_stay_while_a_checkpoint_cannot_say_whether_it_speaks_of_th
 
 def test_a_save_that_failed_is_told_by_the_next_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the next save, which may be days later."""
-    monkeypatch.setattr(saving, "PAUSES", ())
+    monkeypatch.setattr(patience, "PAUSES", ())
     place, may_fail = Checkpoints(tmp_path, {}), threading.Event()
 
     def fail(*arguments: Any) -> Path:
@@ -167,7 +166,7 @@ def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_save_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a file server is away for a minute: the weights of then are saved, and nobody is told of an error."""
-    monkeypatch.setattr(saving, "PAUSES", (0, 0.2))
+    monkeypatch.setattr(patience, "PAUSES", (0, 0.2))
     place, model, said = Checkpoints(tmp_path, {}), torch.nn.Linear(2, 1, bias=False), list[str]()
     place.say = said.append
     tried = failing(2, monkeypatch)
@@ -183,7 +182,7 @@ def test_a_save_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_save_that_goes_on_failing_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "PAUSES", (0, 0))
+    monkeypatch.setattr(patience, "PAUSES", (0, 0))
     tried = failing(9, monkeypatch)
     place = Checkpoints(tmp_path, {})
     _save(place, 1, torch.nn.Linear(2, 1))
@@ -197,7 +196,7 @@ def test_who_is_asked_to_end_does_not_wait_for_another_try(
     asked_after: int, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the pause, and in it: there one last try is made at once."""
-    monkeypatch.setattr(saving, "PAUSES", (600,))
+    monkeypatch.setattr(patience, "PAUSES", (600,))
     tried, looks = failing(9, monkeypatch), list[int]()
     place = Checkpoints(tmp_path, {}, asked_to_end=lambda: looks.append(1) or len(looks) >= asked_after)  # type: ignore[func-returns-value]
     _save(place, 1, torch.nn.Linear(2, 1))
