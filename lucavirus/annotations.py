@@ -192,6 +192,9 @@ def _tsv_row(file: str, number: int, cells: Mapping[str, str]) -> Annotation:
         raise _mistake(file, number, f"there is no task {task}{close_to(task, SUPERVISED)}", hint)
     start, end = cells.get("start", ""), cells.get("end", "")
     if TASKS[task].level == "span":
+        if absent := [column for column in ("start", "end") if column not in cells]:
+            what = f"{task} labels spans, and the header has no column {' and no '.join(absent)}"
+            raise _mistake(file, number, what, "name the columns start and end")
         if not start and not end:
             raise _mistake(file, number, f"{task} labels spans, but start and end are empty", "fill both")
         # A table program that knows empty cells only among decimal numbers writes 12.0.

@@ -147,7 +147,17 @@ def _failures_told(file: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error, isal_zlib.error) as error:  # type: ignore[misc]
         hint = "check its path and rights; a .gz that is cut short or damaged must be copied again (`gzip -t` tells)"
+        if file.endswith(".gz") and _is_not_gzip(file):
+            hint = "it is no gzip file: take .gz off its name, or pack it"
         raise UserError(f"cannot be read ({error})", where=file, hint=hint) from None
+
+
+def _is_not_gzip(file: str) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(2) != b"\x1f\x8b"
+    except OSError:
+        return False
 
 
 def _chunks(stream: Stream, start: int, stop: int) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from lucavirus.files import flush
 
 _MARKER = "complete.json"
 _PREFIX = "step-"
+_NUMBER = re.compile("0|[1-9][0-9]*")  # as we write it; step-0460 is somebody's copy
 _REPLACED = "tmp-replaced-"
 _DAMAGED = "damaged-"
 
@@ -75,7 +77,7 @@ def step_of(path: Path) -> int:
 
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints by name, newest first, whole or not."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+    found = [path for path in folder.glob(f"{_PREFIX}*") if _NUMBER.fullmatch(path.name.removeprefix(_PREFIX))]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -143,7 +143,7 @@ class Run(Frozen):
     )
     keep_last: PositiveInt = setting(3, "checkpoints kept; older ones are removed once a newer one is whole")
     keep_every: PositiveInt | None = setting(
-        None, "steps: of each such stretch one checkpoint is kept for good; null: none"
+        None, "steps: the first checkpoint at or behind each multiple of this is kept for good; null: none"
     )
     non_finite: Literal["stop", "skip"] = setting(
         "stop",

@@ -104,7 +104,7 @@ class Source(Frozen):
 class Split(Frozen):
     """How sequences of sources with `split: auto` are divided."""
 
-    dev: NonNegativeFloat = setting(0.1, "dev set, per molecule: a fraction (below 1) or a number of sequences")
+    dev: NonNegativeFloat = setting(0.1, "dev set, per molecule: a fraction (below 1) or a number of whole sequences")
     test: NonNegativeFloat = setting(0.1, "test set, likewise")
 
     def contradictions(self) -> Iterator[str]:

@@ -29,6 +29,11 @@ def expand_files(
             for key in ("files", "annotations"):
                 if key in source:
                     source[key] = _found(source[key], ("sources", n, key), known, problems)
+                    # A file has one name, whatever the ways to write its path.
+                    names = source[key] if isinstance(source[key], list) else []
+                    known |= {
+                        os.path.realpath(name): name for name in names if isinstance(name, str) and os.path.exists(name)
+                    }
         sources.append(source)
     raw = {**raw, "sources": sources}
     if isinstance(vocabularies := raw.get("vocabularies"), Mapping):
@@ -48,12 +53,20 @@ def _found(names: Any, where: Location, made: Mapping[str, str], problems: list[
         return names
     found = []
     for name in (_plain(name, made) for name in names):
-        hits = [name] if _is_there(name, made) else sorted(glob.glob(name))
-        found += [_allowed(hit, where, problems) for hit in hits] or [_missing(name, where, problems)]
+        hits = [name] if _is_there(name, made) else sorted(glob.glob(name)) or [name]
+        found += [_file(made.get(os.path.realpath(hit), hit), where, made, problems) for hit in hits]
     times = Counter(map(os.path.realpath, found))
     twice = {file: name for name in found if times[file := os.path.realpath(name)] > 1}
     problems += [(where, f"names a file twice: {name}") for name in twice.values()]
     return found
+
+
+def _file(name: str, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> str:
+    if not _is_there(name, made):  # a link may lead to nothing
+        return _missing(name, where, problems)
+    if os.path.isdir(name):
+        problems.append((where, f"is a folder: {name} (name its files: {os.path.join(name, '*')})"))
+    return _allowed(name, where, problems)
 
 
 def _found_one(name: Any, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> Any:

@@ -17,7 +17,7 @@ SAVED = "preempted"
 # In that of a stage that was asked to end by SIGUSR1, which is how schedulers are told to warn.
 TIME_LIMIT = "(SIGUSR1 came: the time limit is near)"
 # What the system says when no more can be written, wherever that happens.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Preempted(Exception):
@@ -46,7 +46,7 @@ def close_to(name: str, known: Iterable[str]) -> str:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; a UserError, or a full disk, becomes one message and exit status 1; Preempted 75.
+    """Run a stage's `main`: a UserError or an unwritable disk is one message and exit status 1, Preempted 75.
 
     The message also goes to the file that the launcher names in `LUCAVIRUS_ERROR_FILE`, so that the launcher
     can show it once, whatever number of ranks met the same problem.
@@ -60,11 +60,13 @@ def run_stage(main: Callable[[], None]) -> None:
         _report(f"error: {error}")
         sys.exit(1)
     except OSError as error:
-        why = next((os.strerror(number) for number in _NO_ROOM if _is(number, error)), "")
+        why = next((os.strerror(number) for number in _UNWRITABLE if _is(number, error)), "")
         if not why:
             raise
         what, where = f"cannot be written: {why}", str(error.filename or "a file")
         hint = "make room (`df -h` tells which disk is full, `quota` what is yours), then start the same command again"
+        if error.errno == errno.EROFS:
+            hint = "have the disk mounted for writing, then start the same command again"
         _report(f"error: {UserError(what, where=where, hint=hint)}")
         sys.exit(1)
 

@@ -16,7 +16,7 @@ from lucavirus.tasks import MOLECULES, Molecule
 
 KIND_SAMPLE = 10_000  # bytes of sequences by which the kind of a FASTA is judged
 
-_NEWLINE, _HEADER, _BLANK = b"\n> "
+_NEWLINE, _RETURN, _HEADER, _BLANK = b"\n\r> "
 # What NCBI (nr) puts between the headers of several records with the same sequence, in one header.
 _JOINT = b"\1"
 _KIND_HINT = "write `kind: {}` for the source of this file, or give it the right file"
@@ -179,15 +179,19 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _
     blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
     # Blanks and the block's two ends; all that follows are places among these, so that nothing has to be searched.
     edges = np.concatenate([[-1], blanks, [len(block)]])
-    breaks = np.flatnonzero(codes[blanks] == _NEWLINE) + 1
+    kinds = codes[blanks]
+    breaks = np.flatnonzero(kinds == _NEWLINE) + 1
     breaks = np.concatenate([[0] if fresh else breaks[:0], breaks, [len(edges) - 1]])
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
     first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
+    begin = 0 if own else np.append(starts[lines], len(block))[first]
     if len(junk := find_junk(block, blanks)):
         joints = (codes[junk] == ord(_JOINT)) & _within(junk, starts[lines], edges[breaks[lines + 1]])
-        begin = 0 if own else np.append(starts[lines], len(block))[first]
         check_text(unit.file, offset, junk[~joints & (junk >= begin)])
+    if len(returns := blanks[kinds == _RETURN]):
+        returns = returns[_within(returns, starts[lines], edges[breaks[lines + 1]] - 1) & (returns >= begin)]
+        _refuse_returns(unit.file, offset, returns)
     stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
     heads, before, after = starts[lines], breaks[lines], breaks[lines + 1]
@@ -196,6 +200,13 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _
     residues = texts[1, :-1] - texts[0, :-1] - (before - np.concatenate([[0], after])[:-1])
     ids = _ids(unit.file, offset, block, heads, edges[before + 1], edges[after])
     return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
+
+
+def _refuse_returns(file: str, offset: int, returns: NDArray[np.int64]) -> None:
+    """Refuse carriage returns within headers: the line ends of old Macs, behind which sequence may stand."""
+    if len(returns):
+        what, hint = "a carriage return within a header", "save the file with the line ends of Unix: `tr '\\r' '\\n'`"
+        raise mistake(file, offset + int(returns[0]), what, hint)
 
 
 def _within(places: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:

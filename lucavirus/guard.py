@@ -29,11 +29,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
-def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
+def only_owner(work: Path, *, patience: float = 0.0, ask_slurm: bool = True) -> Iterator[None]:
     """Hold the lock of a run's work folder; the kernel frees a dead owner's.
 
-    Locks may not reach other nodes: the owner's Slurm job, while it lives, holds the folder as well. Waits `patience`
-    seconds for an owner that may be about to end; then raises UserError with its host and pid, or its job.
+    Locks may not reach other nodes: the owner's Slurm job, while it lives, holds the folder as well (unless not to
+    `ask_slurm`). Waits `patience` seconds for an owner that may be about to end; then raises UserError with its host
+    and pid, or its job.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,7 @@ def only_owner(work: Path, *, patience: float = 0.0) -> Iterator[None]:
         raise UserError(f"cannot be written ({error.strerror})", where=str(error.filename), hint=_UNWRITABLE) from None
     with lock:
         deadline = time.monotonic() + patience
-        while owner := _owner(lock) if not _taken(lock) else _owning_job(lock):
+        while owner := _owner(lock) if not _taken(lock) else _owning_job(lock) if ask_slurm else "":
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"another training of this run is going on: {owner}",

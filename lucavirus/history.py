@@ -103,7 +103,7 @@ class History:
         """Updates that will be done again will be written down again."""
         if self._skips.exists():
             # Of lines that are whole: a fault may have cut one short.
-            lines = re.finditer(r'^{"update": (\d+),.*}\n', self._skips.read_text(encoding="utf-8"), re.MULTILINE)
+            lines = re.finditer(r'^{"update": (\d+),.*}\n', self._skips.read_text("utf-8", "replace"), re.MULTILINE)
             replace_text(self._skips, "".join(line[0] for line in lines if int(line[1]) <= update))
 
     def start_bar(self, done: int, total: int) -> None:

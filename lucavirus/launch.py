@@ -33,7 +33,8 @@ TORCHRUN = (
     "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     f"--log-dir={os.devnull}",
 )
-SHUTDOWN = "--shutdown-timeout=120"
+# Two saves of 12.6 GB, the one under way and the last, at 150 MB/s with their reading back.
+SHUTDOWN = "--shutdown-timeout=300"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Set unless the user does (docs/benchmarks.md). Threads that wait for each other sleep after a while: to spin for
 # milliseconds, OpenMP's default, slows a training many times over when anything else runs on its cores; to sleep at
@@ -45,6 +46,10 @@ TUNING = {
     "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32",
 }  # fmt: skip
+UNTOLD_END = (
+    "ended by a signal, without a word that all is saved: it had not begun, or was done, or was killed before it had "
+    "saved; the same command goes on from the newest checkpoint"
+)
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 PASSED_ON = {
@@ -100,6 +105,8 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         _end_leftovers()
         output.end(failed=child.returncode != 0)
         message = output.message()
+        if guard and watch.stopped and child.returncode and not message:
+            output.say(UNTOLD_END)
         requeue.follow_up(ending(child.returncode, message, told=watch.told_to_end), output.say)
     errors.unlink(missing_ok=True)
     if message.startswith(SAVED) and child.returncode:  # torchrun turns the ranks' status into 1
@@ -107,10 +114,10 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def held_by_another(work: Path) -> str:
+def held_by_another(work: Path, *, ask_slurm: bool = True) -> str:
     """Why no training may begin in a work folder: another one holds it, still after a while; '' where it may."""
     try:
-        with only_owner(work, patience=GRACE_SECONDS):
+        with only_owner(work, patience=GRACE_SECONDS, ask_slurm=ask_slurm):
             return ""
     except UserError as error:
         return str(error)
@@ -198,7 +205,7 @@ def _stdout(child: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 class Watch:
-    """Passes signals on to the child, and stops it when Snakemake has died (the rules `exec` the launcher)."""
+    """Passes the first signal on to the child, and stops it when Snakemake has died (the rules `exec` the launcher)."""
 
     def __init__(
         self, child: subprocess.Popen[bytes], passed_on: Mapping[signal.Signals, signal.Signals], parent: int
@@ -215,9 +222,10 @@ class Watch:
                 signal.signal(number, self._forward)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
         self.told_to_end |= number != signal.SIGUSR1
-        self.child.send_signal(self.passed_on[signal.Signals(number)])
+        if not self.stopped:  # the third one, while its ranks save, leaves torchrun waiting for ever
+            self.child.send_signal(self.passed_on[signal.Signals(number)])
+        self.stopped = True
 
     def check(self) -> None:
         """Stop the child, once, when Snakemake is gone: nobody waits for its result any more."""

@@ -88,7 +88,7 @@ def _class_ids(task: Task, value: Any) -> list[tuple[int, ...]]:
             return [*zip(dict.fromkeys(value), strict=True)]
     elif type(value) is int:
         return [(value,)]
-    raise UserError(f"{task.name} is not {form}: {str(value)[:60]}", hint="all numbers must be whole")
+    raise UserError(f"{task.name} is not {form}: {repr(value)[:60]}", hint=f"write {form}, in whole numbers, unquoted")
 
 
 def _all_are(values: Any, *types: type) -> bool:

@@ -195,6 +195,8 @@ def _warnings(prepared: Prepared) -> Iterator[str]:
     for task, classes in prepared.classes.items():
         if classes == 1 and not TASKS[task].multi_label:
             yield f"warning: {task} has one class only: there is nothing to learn"
+    if "prot_keyword" in prepared.classes and not run.keyword_negatives:
+        yield "warning: with keyword_negatives: false a constant is right: prot_keyword's numbers say nothing"
     if not len(prepared.dev):
         yield "warning: there is no dev sequence: which weights are the best is not known, and the last ones are taken"
     if not len(prepared.test):

@@ -52,8 +52,10 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
         with closing(trainer.history):
             try:
                 trainer.run_to_end()
-            finally:
-                trainer.checkpoints.finish()
+            except BaseException:
+                trainer.end_saving()
+                raise
+            trainer.checkpoints.finish()
         if ranks.first:
             trainer.publish(work, out)
         ranks.barrier()
@@ -90,10 +92,19 @@ class Trainer:
             while not self.done:
                 self._update_and_save(packs)
 
+    def end_saving(self) -> None:
+        """Let the save under way end, after a failure that must not be hidden by another one."""
+        self.stop_request.came = True  # it is not tried again
+        try:
+            self.checkpoints.finish()
+        except UserError as error:
+            self.history.say(f"warning: {error.where}: {error.what}")
+
     def _update_and_save(self, packs: Iterator[list[Pack]]) -> None:
         """One update, and what is due after it."""
         self.checkpoints.look()
         wishes = self._update(packs)
+        self.stop_request.came |= wishes["stop"]  # another rank's: a save that is tried again must hear of it
         # Who is asked to end has no time for an evaluation; the next start makes up for it.
         if not wishes["stop"]:
             self._boundary()

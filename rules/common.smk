@@ -37,7 +37,7 @@ def refuse_second_trainings() -> None:
         found = {run: trainings(run, Path.cwd()) for run in wanted}
     except UserError as error:  # no answer: the job itself looks again before it trains
         logger.warning(f"Slurm does not say which trainings it has: {error}")
-        return
+        found = {}
     busy = [f"run {run} is trained by {', '.join(map(str, jobs))}" for run, jobs in found.items() if jobs]
     if busy:
         raise ConfigurationError(
@@ -50,7 +50,7 @@ def refuse_second_trainings() -> None:
         work = Path("work", SETTINGS.project, run)
         # The launcher asks too, but then Snakemake has cleared away the log of the one that is going on.
         try:
-            why = held_by_another(work) if work.is_dir() else ""
+            why = held_by_another(work, ask_slurm=bool(found)) if work.is_dir() else ""
         except KeyboardInterrupt:
             raise ConfigurationError("interrupted while another training held the run's folder") from None
         if why:

@@ -16,6 +16,7 @@ from lucavirus.annotations import (
     read_annotations,
     read_lines,
 )
+from lucavirus.errors import UserError
 from tests.mistakes import mistake
 
 ROOT = Path(__file__).parents[3]
@@ -111,6 +112,12 @@ def test_only_the_row_of_the_whole_sequence_makes_it_a_circle(
     content = f"g\t.\t{kind}\t{start}\t1700\t.\t+\t.\t{attributes}\ng\t.\tCDS\t1600\t1800\t.\t+\t0\t.\n"
     spans = [row[4] for row in rows(write(content, "a.gff3")) if row[3] == "CDS"]
     assert spans == ([(1599, 1699), (0, 99)] if moved else [(1599, 1799)])
+
+
+def test_columns_of_other_names_are_told_where_spans_need_them(write: Write) -> None:
+    file = write("seq_id\ttask\tStart\tend\tlabel\na\tgene_type\t0\t3\tCDS\n", "x.tsv")
+    with pytest.raises(UserError, match=r":2: gene_type labels spans, and the header has no column start\n"):
+        list(read_annotations([file], {}))
 
 
 def test_line_ends_of_an_old_mac_are_refused(write: Write) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lucavirus.checkpoint import damage, keep_only, newest_complete, prune, read_state, save_checkpoint
+from lucavirus.checkpoint import checkpoints, damage, keep_only, newest_complete, prune, read_state, save_checkpoint
 from lucavirus.errors import UserError
 from lucavirus.state import Checkpoints
 
@@ -212,3 +212,9 @@ def test_what_cannot_be_read_now_is_neither_damaged_nor_removed(
     assert sorted(tmp_path.iterdir()) == before
     prune(tmp_path, keep_last=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+
+
+def test_copies_that_somebody_made_are_no_checkpoints(tmp_path: Path) -> None:
+    for name in ("step-0", "step-12", "step-012", "step-\u00b2", "step-\u0665", "step-3 copy"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-12", "step-0"]

@@ -44,6 +44,10 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ),
         (one_source(files=["config/*.yaml", "config/config.yaml"]), "files: names a file twice: config/config.yaml"),
         (one_source(annotations=[MADE[1], f"./{MADE[1]}"]), f"annotations: names a file twice: {MADE[1]}"),
+        (
+            one_source(files=["tests"]),
+            "has 1 mistake:\n  sources.0.files: is a folder: tests (name its files: tests/*)",
+        ),
         (one_source(files=[""]), "has 1 mistake:\n  sources.0.files: no such file:  ("),
         *(
             ({"runs": {"full": {"model_dirpath": own}}}, f"run full begins with weights in its own {folder}/demo/")
@@ -154,6 +158,23 @@ def test_a_runs_own_model_is_refused_by_any_path(
         assert "run full begins with weights in its own results/demo" in mistakes(raw)
     raw = merged(shipped, {"runs": {"full": {"model_dirpath": "work/demo/full/set-aside/001/best/step-4"}}})
     assert load_settings(raw, made=MADE).runs["full"].model_dirpath is not None
+
+
+@pytest.mark.parametrize("form", ["dangling.fa", "d*.fa"])
+def test_a_link_to_nothing_is_no_file(shipped: dict[str, Any], tmp_path: Path, form: str) -> None:
+    (tmp_path / "dangling.fa").symlink_to("nothing")
+    told = mistakes(merged(shipped, one_source(files=[str(tmp_path / form)])))
+    assert f"sources.0.files: no such file: {tmp_path}/dangling.fa" in told
+
+
+def test_a_file_of_two_sources_has_one_name(shipped: dict[str, Any], tmp_path: Path) -> None:
+    """Its labels are looked up by it."""
+    (tmp_path / "labels.tsv").touch()
+    changed = merged(shipped, {})
+    for source, path in zip(changed["sources"], (tmp_path, tmp_path / ".." / tmp_path.name), strict=True):
+        source["annotations"] = [f"{path}/labels.tsv"]
+    found = load_settings(changed, files=["config/config.yaml"], made=MADE)
+    assert [source.annotations for source in found.sources] == [(f"{tmp_path}/labels.tsv",)] * 2
 
 
 def test_a_run_that_is_false_is_none(shipped: dict[str, Any]) -> None:

@@ -160,3 +160,16 @@ def test_the_time_limit_is_remembered_and_handlers_come_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.time_limit
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_where_slurm_gives_no_answer_the_lock_alone_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: subprocess.Popen[str]
+) -> None:
+    monkeypatch.setattr("lucavirus.guard.slurm.living", lambda _: pytest.fail("asked"))
+    with pytest.raises(UserError, match=f"process {holder.pid}"), only_owner(tmp_path, ask_slurm=False):
+        pass
+    holder.kill()
+    holder.wait()
+    (tmp_path / "lock").write_text('{"job": "7"}')
+    with only_owner(tmp_path, ask_slurm=False):
+        pass

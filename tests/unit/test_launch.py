@@ -139,7 +139,7 @@ def test_torchrun_and_python_are_those_of_this_interpreter() -> None:
 def test_torchrun_gives_its_ranks_the_time_that_saving_takes() -> None:
     step = {"SLURM_NNODES": "2", "SLURM_NODEID": "1"}
     words = ["--master-addr=n1", "--master-port=20007", "--nproc-per-node=3", "x.py"]
-    for command, granted in ((program(["torchrun", "x.py"]), 120), (node_command(words, step)[0], 900)):
+    for command, granted in ((program(["torchrun", "x.py"]), 300), (node_command(words, step)[0], 900)):
         assert f"--shutdown-timeout={granted}" in command[: command.index("x.py")]
 
 
@@ -274,3 +274,15 @@ def test_a_process_that_does_not_heed_the_end_is_killed(tmp_path: Path, root: Pa
     )
     done = subprocess.run([sys.executable, "-c", text], cwd=root, timeout=20, check=True, stdout=subprocess.PIPE)
     assert not alive(int(done.stdout))
+
+
+def test_signals_after_the_first_do_not_disturb_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the third, amid its shutdown, torchrun would wait for ever; what they mean is remembered."""
+    told: list[int] = []
+    child: Any = SimpleNamespace(send_signal=told.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    watch = Watch(child, PASSED_ON, parent=os.getppid())
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        watch._forward(number, None)
+    assert told == [signal.SIGUSR1]
+    assert watch.told_to_end

@@ -71,7 +71,7 @@ def test_labels_by_hand(text: str, molecule: Any, expected: Labels) -> None:
         ('{"span_level": {"gene_mask": [[0, 1, 2]]}}', "span_level has an unknown key 'gene_mask'"),
         ("{'span_level': {3: []}}", "span_level has an unknown key 3"),
         ('{"seq_level": {"prot_taxonomy": 1}}', "a gene cannot have a label of prot_taxonomy"),
-        ('{"seq_level": {"gene_taxonomy": "1"}}', "gene_taxonomy is not one class id: 1"),
+        ('{"seq_level": {"gene_taxonomy": "1"}}', "gene_taxonomy is not one class id: '1'"),
         ('{"seq_level": {"gene_taxonomy": [1]}}', "gene_taxonomy is not one class id: [1]"),
         ('{"seq_level": {"gene_taxonomy": true}}', "gene_taxonomy is not one class id: True"),
         ('{"seq_level": {"gene_taxonomy": NaN}}', "gene_taxonomy is not one class id: nan"),
@@ -80,7 +80,7 @@ def test_labels_by_hand(text: str, molecule: Any, expected: Labels) -> None:
         ('{"span_level": {"gene_type": [[0, 3]]}}', "gene_type is not a list of [start, end, class id]: [[0, 3]]"),
         ('{"span_level": {"gene_type": [[0, "3", 1]]}}', "gene_type is not a list of [start, end, class id]"),
         ('{"span_level": {"gene_type": {"a": 1}}}', "gene_type is not a list of [start, end, class id]"),
-        ('{"span_level": {"gene_type": "abc"}}', "gene_type is not a list of [start, end, class id]: abc"),
+        ('{"span_level": {"gene_type": "abc"}}', "gene_type is not a list of [start, end, class id]: 'abc'"),
     ],
 )
 def test_bad_labels(text: str, what: str) -> None:

@@ -95,7 +95,7 @@ def test_who_is_asked_to_end_saves_and_meets_the_others_and_does_nothing_else(
         _save=lambda scheduled: happened.append("scheduled" if scheduled else "saved"),
         checkpoints=SimpleNamespace(look=lambda: None, finish=lambda: happened.append("on disk")),
         ranks=SimpleNamespace(barrier=lambda: happened.append("met the others")),
-        state=State(update=7, saved=saved), stop_request=SimpleNamespace(time_limit=limit),
+        state=State(update=7, saved=saved), stop_request=SimpleNamespace(time_limit=limit, came=False),
     )  # fmt: skip
     try:
         Trainer._update_and_save(trainer, iter(()))
@@ -103,6 +103,33 @@ def test_who_is_asked_to_end_saves_and_meets_the_others_and_does_nothing_else(
         happened.append("ended")
         assert str(end).startswith("preempted: saved at update 7;") and (TIME_LIMIT in str(end)) is limit
     assert happened == expected
+
+
+def test_another_ranks_wish_to_end_is_heard_by_a_save_that_is_tried_again() -> None:
+    trainer: Any = SimpleNamespace(
+        _update=lambda _: {"stop": True, "save": False}, _save=lambda scheduled: None, state=State(update=7, saved=7),
+        checkpoints=SimpleNamespace(look=lambda: None, finish=lambda: None), ranks=ALONE,
+        stop_request=SimpleNamespace(time_limit=False, came=False),
+    )  # fmt: skip
+    with pytest.raises(Preempted):
+        Trainer._update_and_save(trainer, iter(()))
+    assert trainer.stop_request.came
+
+
+def test_a_failure_is_not_hidden_by_that_of_the_save_under_way() -> None:
+    """Nor does it wait for another try of it."""
+    said: list[str] = []
+
+    def fail() -> None:
+        assert trainer.stop_request.came
+        raise UserError("no room", where="work", hint="make room")
+
+    trainer: Any = SimpleNamespace(
+        checkpoints=SimpleNamespace(finish=fail), history=SimpleNamespace(say=said.append),
+        stop_request=SimpleNamespace(came=False),
+    )  # fmt: skip
+    Trainer.end_saving(trainer)
+    assert said == ["warning: work: no room"]
 
 
 @pytest.mark.parametrize(("first", "seconds", "over"), [(True, 125, True), (True, 110, False), (False, 125, False)])
