@@ -86,8 +86,8 @@ def test_updates_that_are_done_again_are_not_told_twice(tmp_path: Path) -> None:
     for update in (3, 4):
         path = first.not_finite(replace(at, update=update), math.inf, {"gene_mask": math.nan}, ["a", "ü"])
     first.close()
-    with open(path, "a") as file:
-        file.write('{"update": 1, "st')
+    with open(path, "ab") as file:
+        file.write(b'a line of another\xe4 program\n{"update": 1, "st')
     begin(tmp_path, 0, 4).close()
     (line,) = path.read_text().splitlines()
     assert json.loads(line) == {

@@ -286,3 +286,18 @@ def test_signals_after_the_first_do_not_disturb_the_child(monkeypatch: pytest.Mo
         watch._forward(number, None)
     assert told == [signal.SIGUSR1]
     assert watch.told_to_end
+
+
+def test_a_disk_mounted_read_only_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LUCAVIRUS_ERROR_FILE", raising=False)
+
+    def write() -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "out/model")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_stage(write)
+    told = capsys.readouterr().err
+    assert told.startswith("error: out/model: cannot be written: Read-only file system\n")
+    assert "have the disk mounted for writing" in told

@@ -55,6 +55,9 @@ def test_what_the_data_cannot_teach_or_tell_is_told() -> None:
     left_out = "warning: gene_taxonomy has no label in these data; the run goes on without it"
     trivial = "warning: prot_site has one class only: there is nothing to learn"  # a keyword is there or not
     assert list(_warnings(SimpleNamespace(**words))) == [left_out, trivial]  # type: ignore[arg-type]
+    positives = SimpleNamespace(**words | {"run": GIVEN.model_copy(update={"keyword_negatives": False})})
+    constant = "warning: with keyword_negatives: false a constant is right: prot_keyword's numbers say nothing"
+    assert list(_warnings(positives)) == [left_out, trivial, constant]  # type: ignore[arg-type]
     (_, small, *_) = _warnings(SimpleNamespace(**words | {"train": range(255)}))  # type: ignore[arg-type]
     assert small.startswith("warning: an update takes 256 sequences, and there are 255: lower")
     told = list(_warnings(SimpleNamespace(**words | {"dev": (), "test": ()})))  # type: ignore[arg-type]
