@@ -54,26 +54,23 @@ def _found(names: Any, where: Location, made: Mapping[str, str], problems: list[
     found = []
     for name in (_plain(name, made) for name in names):
         hits = [name] if _is_there(name, made) else sorted(glob.glob(name)) or [name]
-        found += [_file(made.get(os.path.realpath(hit), hit), where, made, problems) for hit in hits]
+        found += [_checked(_plain(hit, made), where, made, problems) for hit in hits]
+    folders = filter(os.path.isdir, found)
+    problems += [(where, f"is a folder: {name} (name its files: {os.path.join(name, '*')})") for name in folders]
     times = Counter(map(os.path.realpath, found))
     twice = {file: name for name in found if times[file := os.path.realpath(name)] > 1}
     problems += [(where, f"names a file twice: {name}") for name in twice.values()]
     return found
 
 
-def _file(name: str, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> str:
-    if not _is_there(name, made):  # a link may lead to nothing
-        return _missing(name, where, problems)
-    if os.path.isdir(name):
-        problems.append((where, f"is a folder: {name} (name its files: {os.path.join(name, '*')})"))
-    return _allowed(name, where, problems)
-
-
 def _found_one(name: Any, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> Any:
     """The same for a setting that is one file or folder, and no pattern."""
     if not isinstance(name, str):
         return name
-    name = _plain(name, made)
+    return _checked(_plain(name, made), where, made, problems)
+
+
+def _checked(name: str, where: Location, made: Mapping[str, str], problems: list[tuple[Location, str]]) -> str:
     return _allowed(name, where, problems) if _is_there(name, made) else _missing(name, where, problems)
 
 

@@ -185,13 +185,12 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
     first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
-    begin = 0 if own else np.append(starts[lines], len(block))[first]
     if len(junk := find_junk(block, blanks)):
         joints = (codes[junk] == ord(_JOINT)) & _within(junk, starts[lines], edges[breaks[lines + 1]])
+        begin = 0 if own else np.append(starts[lines], len(block))[first]
         check_text(unit.file, offset, junk[~joints & (junk >= begin)])
     if len(returns := blanks[kinds == _RETURN]):
-        returns = returns[_within(returns, starts[lines], edges[breaks[lines + 1]] - 1) & (returns >= begin)]
-        _refuse_returns(unit.file, offset, returns)
+        _refuse_returns(unit.file, offset, returns[_within(returns, starts[lines], edges[breaks[lines + 1]] - 1)])
     stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
     heads, before, after = starts[lines], breaks[lines], breaks[lines + 1]

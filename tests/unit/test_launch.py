@@ -301,3 +301,18 @@ def test_a_disk_mounted_read_only_is_a_message(
     told = capsys.readouterr().err
     assert told.startswith("error: out/model: cannot be written: Read-only file system\n")
     assert "have the disk mounted for writing" in told
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_training_that_a_signal_ended_without_a_word_is_explained(training: bool, tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(counting(tmp_path))
+    guard = ["--guard", str(tmp_path / "work")] if training else []
+    words = [sys.executable, str(LAUNCHER), "--log", str(tmp_path / "log"), *guard, "python", str(script)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    child_pid(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    status, output = run(process)
+    assert status == 5
+    assert ("ended by a signal, without a word that all is saved" in output) is training
+    assert (tmp_path / "log").read_text() == output

@@ -178,7 +178,7 @@ def test_saving_hears_of_a_stop_and_speaks_through_the_history(project: Path, tm
     started = start(settings, "full", project.parent, tmp_path, tiny.ALONE, stop)
     assert not started.checkpoints.asked_to_end()
     stop.came = True
-    assert started.checkpoints.asked_to_end()
+    assert started.checkpoints.asked_to_end() and started.history._asked_to_end()
     started.checkpoints.say("it is tried again")
     started.history.close()
     assert (tmp_path / "train.log").read_text().endswith(" it is tried again\n")

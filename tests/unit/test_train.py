@@ -132,6 +132,31 @@ def test_a_failure_is_not_hidden_by_that_of_the_save_under_way() -> None:
     assert said == ["warning: work: no room"]
 
 
+def test_a_training_that_fails_ends_with_its_own_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of the save under way; one that ends well waits for it, and tells of its failure."""
+    happened, ends = list[str](), iter([RuntimeError("CUDA error"), None])
+
+    def finish() -> None:
+        raise UserError("no room", where="work")
+
+    def run_to_end() -> None:
+        if error := next(ends):
+            raise error
+
+    trainer: Any = SimpleNamespace(
+        run_to_end=run_to_end, checkpoints=SimpleNamespace(finish=finish), stop_request=SimpleNamespace(came=False),
+        history=SimpleNamespace(say=happened.append, close=lambda: happened.append("closed")),
+    )  # fmt: skip
+    trainer.end_saving = lambda: Trainer.end_saving(trainer)
+    monkeypatch.setattr("lucavirus.train.start", lambda *_: None)
+    monkeypatch.setattr("lucavirus.train.Trainer", lambda *_: trainer)
+    settings: Any = SimpleNamespace(runs={"full": RUN.model_copy(update={"device": "cpu"})})
+    for told in (RuntimeError, UserError):
+        with pytest.raises(told):
+            train(settings, "full", tmp_path, tmp_path / "work", tmp_path / "out")
+    assert happened == ["warning: work: no room", "closed", "closed"]
+
+
 @pytest.mark.parametrize(("first", "seconds", "over"), [(True, 125, True), (True, 110, False), (False, 125, False)])
 def test_the_first_ranks_clock_says_when_to_save(first: bool, seconds: int, over: bool) -> None:
     trainer: Any = SimpleNamespace(

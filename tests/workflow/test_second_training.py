@@ -32,15 +32,21 @@ def test_a_training_in_the_queue_is_told_and_nothing_starts(snakemake: Snakemake
 
 
 @pytest.mark.slow
-def test_the_log_of_a_training_that_is_going_on_stays(snakemake: Snakemake, tree: Path) -> None:
+@pytest.mark.parametrize("slurm_answers", [True, False])
+def test_the_log_of_a_training_that_is_going_on_stays(
+    slurm_answers: bool, snakemake: Snakemake, tree: Path, queue: Path
+) -> None:
     """Snakemake's own lock goes with the first of several that end, and a log is cleared away before its job starts."""
+    if slurm_answers:
+        queue.touch()
     log = tree / "results/demo/logs/train/full.log"
-    log.parent.mkdir(parents=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("going on")
     with only_owner(tree / "work/demo/full"):
         run = snakemake("train_full", "--quiet")
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert f"another training of this run is going on: process {os.getpid()} on " in run.stderr
+    assert ("Slurm does not say which trainings it has" in run.stderr) is not slurm_answers
     assert log.read_text() == "going on" and not (tree / "results/demo/input").exists()
 
 
