@@ -179,8 +179,7 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _
     blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
     # Blanks and the block's two ends; all that follows are places among these, so that nothing has to be searched.
     edges = np.concatenate([[-1], blanks, [len(block)]])
-    kinds = codes[blanks]
-    breaks = np.flatnonzero(kinds == _NEWLINE) + 1
+    breaks = np.flatnonzero(codes[blanks] == _NEWLINE) + 1
     breaks = np.concatenate([[0] if fresh else breaks[:0], breaks, [len(edges) - 1]])
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
@@ -189,7 +188,8 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _
         joints = (codes[junk] == ord(_JOINT)) & _within(junk, starts[lines], edges[breaks[lines + 1]])
         begin = 0 if own else np.append(starts[lines], len(block))[first]
         check_text(unit.file, offset, junk[~joints & (junk >= begin)])
-    if len(returns := blanks[kinds == _RETURN]):
+    if _RETURN in block:
+        returns = blanks[codes[blanks] == _RETURN]
         _refuse_returns(unit.file, offset, returns[_within(returns, starts[lines], edges[breaks[lines + 1]] - 1)])
     stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
