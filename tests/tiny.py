@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, equal
 
 from lucavirus.config import Model, Run, Settings
 from lucavirus.config_data import Source, Split
@@ -113,3 +113,15 @@ def final_tensors(settings: Path, folder: str) -> dict[str, Tensor]:
     steps = sorted((base / "work/checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
     files = [*steps[-1].glob("*.safetensors"), *(base / "out/model").rglob("*.safetensors")]
     return {f"{path.relative_to(base)}/{name}": t for path in files for name, t in load_file(path).items()}
+
+
+def different_tensors(settings: Path, one: str, other: str) -> list[str]:
+    """Names of the final tensors that two trainings do not have alike, to the bit."""
+    a, b = (final_tensors(settings, folder) for folder in (one, other))
+    return [name for name in a.keys() | b.keys() if name not in a or name not in b or not equal(a[name], b[name])]
+
+
+def assert_equal_to_whole(settings: Path, folder: str) -> None:
+    """What a training has left is what the uninterrupted one, `whole`, has: to the bit, and line by line."""
+    assert different_tensors(settings, "whole", folder) == []
+    assert history(settings, folder) == history(settings, "whole")

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from lucavirus.errors import PREEMPTED
 from tests import tiny
@@ -80,9 +79,7 @@ def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signal
     assert list((folder / "work/checkpoints").glob("step-*")) and not (folder / "out/training.json").exists()
     done = tiny.train(settings, name, ranks=2)
     assert "going on from" in done.stderr
-    whole, other = (tiny.final_tensors(settings, each) for each in ("whole", name))
-    assert [tensor for tensor in whole if not torch.equal(whole[tensor], other[tensor])] == []
-    assert tiny.history(settings, name) == tiny.history(settings, "whole")
+    tiny.assert_equal_to_whole(settings, name)
 
 
 def test_a_crash_ends_a_training_that_has_loader_workers(settings: Path) -> None:
