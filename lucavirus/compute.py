@@ -88,9 +88,11 @@ def make_compute(run: Run, device: torch.device, parallel: Parallel = "ddp") -> 
 
 def choose_parallel(run: Run, model: LucaVirus, ranks: Ranks) -> Parallel:
     """Whether each rank holds all parameters (ddp) or its share of them (fsdp)."""
+    if ranks.world_size == 1:  # the share of one rank is all; no group of processes is needed then
+        return "ddp"
     if run.parallel != "auto":
         return run.parallel
-    return "fsdp" if ranks.world_size > 1 and count_parameters(model) > _REPLICATED_PARAMETERS else "ddp"
+    return "fsdp" if count_parameters(model) > _REPLICATED_PARAMETERS else "ddp"
 
 
 def set_determinism(run: Run) -> None:

@@ -167,7 +167,8 @@ class Run(Frozen):
     recomputation: bool = setting(False, "compute each layer twice and keep less: a quarter slower, far less memory")
     compile: AutoOrSwitch = setting(
         "auto",
-        "torch.compile of the layers; auto: in bf16 from the A100 on, with a C compiler, unless deterministic",
+        "torch.compile of the layers, where FlashAttention computes (bf16, A100 or newer); auto: with a C compiler, "
+        "unless deterministic",
     )
     deterministic: bool = setting(
         False, "sums in a fixed order on a GPU too: equal bits, slower; a CPU always has them"

@@ -52,8 +52,9 @@ def load_settings(
     raw = _reread(raw, typed)
     problems = [found for file in files for found in repeated(file)]
     complete = _complete_runs(raw, problems)
-    # Another run may begin with a model that this workflow trains.
-    trained = (f"results/{raw.get('project')}/runs/{run}/model" for run in complete["runs"])
+    # Another run may begin with a model that this workflow trains: the best one, or the last.
+    models = [f"results/{raw.get('project')}/runs/{run}/model" for run in complete["runs"]]
+    trained = [*models, *(f"{model}/last" for model in models)]
     complete = expand_files(complete, raw, [*made, *trained], problems)
     for where, text in (_explain(detail, raw) for detail in _mistakes(complete)):
         problems += [(where, line) for line in text.splitlines()]

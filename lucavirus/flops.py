@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from lucavirus.model import Architecture
 
-# Peaks of dense bf16 products, FLOP/s, from the vendors' data sheets; the first name that the device's contains counts.
+# Peaks of dense bf16 products, FLOP/s, from the vendors' data sheets; the first name that the device's has counts.
 _BF16_PEAKS: dict[str, float] = {
-    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
-    "H100": 989e12, "L40S": 362e12, "L40": 181e12, "A100": 312e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
-    "RTX 4090": 165e12, "RTX 3090": 71e12, "L4": 121e12,
+    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12,
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "L40S": 362e12, "L40": 181e12, "A100": 312e12,
+    "A40": 150e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "L4": 121e12,
 }  # fmt: skip
 
 
@@ -26,4 +28,8 @@ def encoder_flops(architecture: Architecture, tokens: float, squares: float) -> 
 
 def peak_flops(device_name: str) -> float | None:
     """Peak of a device in bf16, FLOP/s; None where it is not known."""
-    return next((peak for name, peak in _BF16_PEAKS.items() if name in device_name), None)
+    for name, peak in _BF16_PEAKS.items():
+        # Whole words: an RTX A1000 is no A100. What follows a name may make another card of it.
+        if re.search(rf"\b{name}\b(?! (Ti|D|Laptop)\b)", device_name):
+            return peak
+    return None

@@ -205,7 +205,7 @@ def summary_page(training: Training, skipped: int, scores: pd.DataFrame, summary
 
 def _results(scores: pd.DataFrame) -> list[str]:
     if scores.empty:
-        return ["None: no sequence of dev and test has a label of this run's tasks.\n"]
+        return ["None: there is no sequence of dev and test, or none has a label of this run's tasks.\n"]
     return [
         "The baseline is the best answer without a look at the sequence: always the most frequent class, or the "
         "frequencies of the classes. All metrics: [tasks.tsv](tasks.tsv).\n",

@@ -40,13 +40,15 @@ def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> bool:
 
 
 def _compiled(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> bool:
+    # Without the kernel each pack's groups of sequences would be compiled anew, which takes minutes an update.
+    if compute.attention == PLAIN:
+        if run.compile == "on" and ranks.first:
+            print("warning: compile: on is left out, because FlashAttention does not compute here", file=sys.stderr)
+        return False
     if run.compile != "auto":
         return run.compile == "on"
     # The compiler divides sums by the first pack that it sees, which is another one when a run goes on.
     if run.deterministic:
-        return False
-    # Without the kernel each pack's groups of sequences would be compiled anew.
-    if compute.attention == PLAIN:
         return False
     obstacle = obstacle_to_compiling()
     if obstacle:

@@ -88,7 +88,9 @@ def test_sizes_without_a_gpu() -> None:
     assert evaluation_capacity(ARCHITECTURE, RUN.model_copy(update={"max_tokens_per_pack": 777}), ALONE.device) == 777
     assert evaluation_capacity(ARCHITECTURE, RUN, torch.device("cuda")) == 16384
     assert choose_parallel(RUN, LucaVirus(ARCHITECTURE), ALONE) == "ddp"
-    assert choose_parallel(RUN.model_copy(update={"parallel": "fsdp"}), LucaVirus(ARCHITECTURE), ALONE) == "fsdp"
+    fsdp, two = RUN.model_copy(update={"parallel": "fsdp"}), replace(ALONE, world_size=2)
+    assert choose_parallel(fsdp, LucaVirus(ARCHITECTURE), two) == "fsdp"
+    assert choose_parallel(fsdp, LucaVirus(ARCHITECTURE), ALONE) == "ddp"
 
 
 def test_the_dearest_pack_of_genes_has_their_labels() -> None:

@@ -171,6 +171,7 @@ def test_broken_gzip(write: Write, tmp_path: Path) -> None:
     whole = gzip.compress(b">a\n" + bytes(random.Random(1).choices(b"ACGT", k=50_000)) + b"\n")
     for name, content in {
         "cut": whole[: len(whole) // 2],
+        "one_byte": whole[:1],
         "no_end": whole[:-4],
         "flipped": whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:],
         "no_deflate": whole[:10] + b"\xff" * 9 + whole[19:],

@@ -37,6 +37,9 @@ def test_encoder_flops_are_those_that_torch_counts(lengths: list[int], monkeypat
         ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA L40", 181),
         ("NVIDIA L40S", 362), ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("cpu", None),
         ("Tesla V100-SXM2-32GB", None), ("NVIDIA H200", 989), ("NVIDIA B200", 2250), ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA RTX A1000", None), ("NVIDIA RTX A4000", None), ("NVIDIA A10", 125), ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GB200", 2500), ("NVIDIA GH200 480GB", 989), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 3090 Ti", None),
     ],
 )  # fmt: skip
 def test_peaks_are_those_of_the_device_and_of_none_whose_name_is_like_it(device: str, teraflops: int | None) -> None:

@@ -45,7 +45,7 @@ def test_what_the_compiler_needs(tools: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("compile_", "attention", "gcc", "compiled"),
     [("auto", FLASH_2, True, True), ("auto", FLASH_2, False, False), ("auto", FLASH_4, True, True),
-     ("auto", PLAIN, True, False), ("on", PLAIN, False, True), ("on", FLASH_2, False, True),
+     ("auto", PLAIN, True, False), ("on", PLAIN, True, False), ("on", FLASH_2, False, True),
      ("off", FLASH_2, True, False)],
 )  # fmt: skip
 def test_where_layers_are_compiled(
@@ -70,9 +70,18 @@ def test_a_model_is_placed_as_the_run_says(recomputation: bool, monkeypatch: pyt
     monkeypatch.setattr(Layer, "compile", lambda self, **words: how.append(words))
     model, there = LucaVirus(Architecture(16, 2, 2, 34, {})), torch.device("meta")
     run = tiny.RUN.model_copy(update={"compile": "on", "recomputation": recomputation})
-    place(model, run, Compute(there, torch.float32, 34, 34, attention=PLAIN), Ranks(0, 1, there))
+    place(model, run, Compute(there, torch.float32, 34, 34, attention=FLASH_2), Ranks(0, 1, there))
     assert model.recomputation is recomputation and how == [{"dynamic": True}] * 2
     assert all(parameter.device == there for parameter in model.parameters())
+
+
+def test_compiling_without_the_kernel_is_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model, here = LucaVirus(Architecture(16, 2, 2, 34, {})), torch.device("cpu")
+    run = tiny.RUN.model_copy(update={"compile": "on"})
+    told = "warning: compile: on is left out, because FlashAttention does not compute here\n"
+    for rank, said in ((0, told), (1, "")):
+        assert not place(model, run, Compute(here, torch.float32, 34, 34), Ranks(rank, 2, here))
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("compile_", "compiled"), [("auto", False), ("on", True)])

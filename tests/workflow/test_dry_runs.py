@@ -252,8 +252,9 @@ def test_resume_wants_the_checkpoint_that_is_named(snakemake: Snakemake, tree: P
     assert snakemake("-n", "resume", "--config", "run=prot_only", "trained_checkpoint=400").returncode == 0
 
 
-def test_a_run_may_begin_with_the_model_of_another_one_which_is_trained_first(snakemake: Snakemake) -> None:
-    begins = 'runs={"second": {"model_dirpath": "results/demo/runs/gene_only/model"}}'
+@pytest.mark.parametrize("which", ["", "/last"])
+def test_a_run_may_begin_with_the_model_of_another_one_which_is_trained_first(snakemake: Snakemake, which: str) -> None:
+    begins = f'runs={{"second": {{"model_dirpath": "results/demo/runs/gene_only/model{which}"}}}}'
     found = snakemake("-n", "train_second", "--config", begins)
     assert jobs(found)["train"] == 2
     assert [re.findall(r"--run-name (\w+)", line)[0] for line in commands(found, "train.py")] == ["gene_only", "second"]
