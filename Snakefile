@@ -42,5 +42,5 @@ rule all:
 
 
 onstart:
-    refuse_second_trainings()
+    refuse_second_starts()
     write_settings()

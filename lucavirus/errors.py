@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 PREEMPTED = 75
 # How the message of a stage begins that was asked to end and has saved.
 SAVED = "preempted"
+# The whole message of one that was asked to end when nothing was left to do: torchrun fails of the signal all the same.
+DONE_BEFORE = "all was done when the signal came"
 # In that of a stage that was asked to end by SIGUSR1, which is how schedulers are told to warn.
 TIME_LIMIT = "(SIGUSR1 came: the time limit is near)"
 # What the system says when no more can be written, wherever that happens.
@@ -54,10 +56,10 @@ def run_stage(main: Callable[[], None]) -> None:
     try:
         main()
     except Preempted as stop:
-        _report(str(stop))
+        report(str(stop))
         sys.exit(PREEMPTED)
     except UserError as error:
-        _report(f"error: {error}")
+        report(f"error: {error}")
         sys.exit(1)
     except OSError as error:
         why = next((os.strerror(number) for number in _UNWRITABLE if _is(number, error)), "")
@@ -65,9 +67,9 @@ def run_stage(main: Callable[[], None]) -> None:
             raise
         what, where = f"cannot be written: {why}", str(error.filename or "a file")
         hint = "make room (`df -h` tells which disk is full, `quota` what is yours), then start the same command again"
-        if error.errno == errno.EROFS:
+        if _is(errno.EROFS, error):
             hint = "have the disk mounted for writing, then start the same command again"
-        _report(f"error: {UserError(what, where=where, hint=hint)}")
+        report(f"error: {UserError(what, where=where, hint=hint)}")
         sys.exit(1)
 
 
@@ -76,10 +78,12 @@ def _is(number: int, error: OSError) -> bool:
     return error.errno == number or isinstance(error, shutil.Error) and os.strerror(number) in str(error)
 
 
-def _report(text: str) -> None:
-    report = os.environ.get("LUCAVIRUS_ERROR_FILE")
-    if report:
-        with contextlib.suppress(OSError), open(report, "a") as file:  # the disk may be full, and that the very error
+def report(text: str) -> None:
+    """Tell the launcher, which shows it once at the end; without one it is shown here."""
+    file_name = os.environ.get("LUCAVIRUS_ERROR_FILE")
+    if file_name:
+        # The disk may be full, and that the very error.
+        with contextlib.suppress(OSError), open(file_name, "a") as file:
             file.write(f"{text}\n")
             file.flush()
             return

@@ -1,4 +1,4 @@
-"""One trainer a run at a time, told by a lock with its owner's name and job; signals that ask it to save and end."""
+"""One trainer a run, one start of a stage at a time, by a lock with its owner's name; signals to save and end."""
 
 from __future__ import annotations
 
@@ -26,42 +26,84 @@ _UNWRITABLE = (
     "whose folder is it, and is its disk mounted for writing and not full? `work` may be a link to another one"
 )
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# For an earlier start of the same job, whose node Slurm has lost and which may still train there; how often an owner
+# looks whether it is asked to end.
+_EARLIER_SECONDS, _LOOK_SECONDS = 600.0, 10.0
+
+
+class EarlierStart(UserError):
+    """What holds a lock is an earlier start of our own Slurm job; it does not end."""
+
+
+class Owner:
+    """Who holds a lock, told in its first line; whoever asks it to end adds another."""
+
+    def __init__(self, lock: Path, line: str) -> None:
+        self.lock, self.line = lock, line
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+
+    def asked_to_end(self) -> bool:
+        """True where a later start of our Slurm job waits for the lock; looks from time to time only.
+
+        Raises UserError where it has taken it, because the file system has no locks: nothing is ours any more.
+        """
+        if time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        try:
+            first, *more = self.lock.read_text().split("\n")
+        except OSError:  # somebody's rm, or a file server that is away: no training ends of a look
+            return False
+        job = _told(self.line)["job"]
+        if first != self.line and job and _told(first).get("job") == job:
+            hint = "nothing: that one goes on"
+            raise UserError("another start of this training has taken it over", where=str(self.lock.parent), hint=hint)
+        return first == self.line and bool(more)
 
 
 @contextmanager
-def only_owner(work: Path, *, patience: float = 0.0, ask_slurm: bool = True) -> Iterator[None]:
-    """Hold the lock of a run's work folder; the kernel frees a dead owner's.
+def only_owner(
+    folder: Path, *, patience: float = 0.0, ask_slurm: bool = True, job: str = "",
+    name: str = "lock", what: str = "training of this run",
+) -> Iterator[Owner]:  # fmt: skip
+    """Hold the lock of a run's work folder, or another lock; the kernel frees a dead owner's.
 
-    Locks may not reach other nodes: the owner's Slurm job, while it lives, holds the folder as well (unless not to
-    `ask_slurm`). Waits `patience` seconds for an owner that may be about to end; then raises UserError with its host
-    and pid, or its job.
+    `name` is the lock's file in the folder, `what` is what it lets nobody begin. Locks may not reach other nodes: the
+    owner's Slurm job, while it lives, holds the folder as well (unless not to `ask_slurm`). Waits `patience` seconds
+    for an owner that may be about to end; then raises UserError with its host and pid, or its job. An earlier start of
+    `job`, the Slurm job that this process has for itself, is asked to end and waited for longer.
     """
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / "lock", "a+")  # noqa: SIM115 (closed below)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / name, "a+")  # noqa: SIM115 (closed below)
     except (FileExistsError, NotADirectoryError) as error:
         hint = "`work` may be a link: is the disk that it leads to mounted?"
         raise UserError("cannot be made a folder", where=str(error.filename), hint=hint) from None
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=str(error.filename), hint=_UNWRITABLE) from None
     with lock:
-        deadline = time.monotonic() + patience
+        deadline, earlier = time.monotonic() + patience, False
         while owner := _owner(lock) if not _taken(lock) else _owning_job(lock) if ask_slurm else "":
+            if job and not earlier and _told(_first_line(lock)).get("job") == job:
+                deadline, earlier = time.monotonic() + _EARLIER_SECONDS, True
+                os.write(lock.fileno(), b"\na later start of the job waits")
             if time.monotonic() >= deadline:
-                raise UserError(
-                    f"another training of this run is going on: {owner}",
-                    where=str(work),
-                    hint="wait for it, or end it (it saves first); two runs side by side need two names",
+                raise (EarlierStart if earlier else UserError)(
+                    f"another {what} is going on: {owner}",
+                    where=str(folder),
+                    hint="wait for it, or end it (a training saves first); two runs side by side need two names",
                 )
             time.sleep(0.2)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "job": slurm.own_job(), "since": time.strftime("%F %T")}
+        me = json.dumps({
+            "host": socket.gethostname(), "pid": os.getpid(), "job": slurm.own_job(), "since": time.strftime("%F %T"),
+        })  # fmt: skip
         try:
             lock.truncate(0)
-            os.write(lock.fileno(), json.dumps(me).encode())  # past the buffer, which closing would write once more
+            os.write(lock.fileno(), me.encode())  # past the buffer, which closing would write once more
         except OSError as error:
             raise UserError(f"cannot be written ({error.strerror})", where=lock.name, hint=_UNWRITABLE) from None
         try:
-            yield
+            yield Owner(folder / name, me)
         finally:
             lock.truncate(0)
 
@@ -79,22 +121,30 @@ def _taken(lock: IO[str]) -> bool:
 
 def _owning_job(lock: IO[str]) -> str:
     """The Slurm job that an unlocked folder still belongs to, in words; empty where there is none."""
-    lock.seek(0)
-    try:
-        number = str(json.loads(lock.read())["job"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    number = str(_told(_first_line(lock)).get("job", ""))
     job = slurm.living(number) if number and number != slurm.own_job() else None
     return str(job) if job and job.state in _HOLDING else ""
 
 
 def _owner(lock: IO[str]) -> str:
-    lock.seek(0)
-    try:
-        owner = json.loads(lock.read())
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (ValueError, KeyError, TypeError):
+    owner = _told(_first_line(lock))
+    if not {"pid", "host", "since"} <= owner.keys():
         return "by an unknown process"
+    return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+
+
+def _told(line: str) -> dict[str, object]:
+    """What an owner has written about itself; nothing where it has not yet, or no more."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _first_line(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.readline()
 
 
 class StopRequest:

@@ -14,14 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from lucavirus import slurm
 from lucavirus.claims import claimed_gpus
-from lucavirus.errors import PREEMPTED, SAVED, UserError
-from lucavirus.guard import only_owner
+from lucavirus.errors import DONE_BEFORE, PREEMPTED, SAVED, UserError
+from lucavirus.guard import EarlierStart, Owner, only_owner
 from lucavirus.requeue import Ending, Requeue, TimeLimit, ending
 from lucavirus.screen import Output
 
@@ -66,35 +67,35 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: int = 0) -> int:
     """Run the command until it ends and return its exit status (128 + n when signal n ended it).
 
-    With `guard`, a run's work folder, it starts only when no other training holds that folder: refused here, before
-    torchrun, it takes no time. A training whose Snakemake has died gets time to save and end. With
-    `gpus` it first waits for so many GPUs of this machine that no other stage holds.
+    It starts only when no other start of the stage is going on, and with `guard`, a run's work folder, no training that
+    holds that folder: refused here, before torchrun, it takes no time. A training whose Snakemake has died gets time to
+    save and end. With `gpus` it first waits for so many GPUs of this machine that no other stage holds.
     """
     parent = os.getppid()
     log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        why = held_by_another(guard) if guard else ""
-    except KeyboardInterrupt:  # while it waited: nothing was started
-        return 128 + signal.SIGINT
-    if why:
-        with log.open("ab", buffering=0) as log_file:
-            Output(sys.stdout.buffer, log_file, log).say(f"error: {why}")
-        return 1
-    # Beside the log, because ranks on other nodes do not share /tmp.
-    errors = Path(f"{log.resolve()}.errors")
-    errors.unlink(missing_ok=True)
     # The job is ours to give back where the workflow has submitted it (rules/common.smk), not in a user's own.
     job = slurm.own_job() if "LUCAVIRUS_OWN_JOB" in os.environ else ""
-    requeue = Requeue(Path(f"{log.resolve()}.restarts"), guard, job)
+    start = slurm.restarts(job) if job else ""
+    # Beside the log, because ranks on other nodes do not share /tmp. An earlier start of the job may still be ending.
+    errors = Path(f"{log.resolve()}.errors{start}")
+    requeue = Requeue(Path(f"{log.resolve()}.restarts"), guard, job, start)
     with contextlib.ExitStack() as held:
         output = Output(sys.stdout.buffer, held.enter_context(log.open("ab", buffering=0)), errors)
         try:
+            if guard:  # its first rank takes it for itself
+                with only_owner(guard, patience=GRACE_SECONDS, job=job):
+                    pass
+            else:
+                held.enter_context(only_start(log, patience=GRACE_SECONDS, job=job))
             chosen = held.enter_context(claimed_gpus(gpus, output.say, parent))
         except UserError as error:
             output.say(f"error: {error}")
+            if isinstance(error, EarlierStart):
+                requeue.follow_up(Ending.CRASHED, output.say)
             return 1
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # while it waited: nothing was started
             return 128 + signal.SIGINT
+        errors.unlink(missing_ok=True)
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)
         watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent)
@@ -105,19 +106,31 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         _end_leftovers()
         output.end(failed=child.returncode != 0)
         message = output.message()
-        if guard and watch.stopped and child.returncode and not message:
+        status = 0 if message == DONE_BEFORE else child.returncode
+        if guard and watch.stopped and status and not message:
             output.say(UNTOLD_END)
-        requeue.follow_up(ending(child.returncode, message, told=watch.told_to_end), output.say)
+        requeue.follow_up(ending(status, message, told=watch.told_to_end), output.say)
     errors.unlink(missing_ok=True)
-    if message.startswith(SAVED) and child.returncode:  # torchrun turns the ranks' status into 1
+    if message.startswith(SAVED) and status:  # torchrun turns the ranks' status into 1
         return PREEMPTED
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return status if status >= 0 else 128 - status
 
 
-def held_by_another(work: Path, *, ask_slurm: bool = True) -> str:
-    """Why no training may begin in a work folder: another one holds it, still after a while; '' where it may."""
+def stage_lock(log: Path) -> Path:
+    """The lock of a stage, which is known by its log."""
+    return log.with_name(f".{log.name}.lock")
+
+
+def only_start(log: Path, *, patience: float, ask_slurm: bool = True, job: str = "") -> AbstractContextManager[Owner]:
+    """Hold the lock of a stage, because two starts of it would write the same files; see only_owner."""
+    lock, what = stage_lock(log), "start of this stage"
+    return only_owner(lock.parent, name=lock.name, what=what, patience=patience, ask_slurm=ask_slurm, job=job)
+
+
+def held_by_another(owner: AbstractContextManager[Owner]) -> str:
+    """Why nobody may begin: another one holds the lock, still after a while; '' where one may."""
     try:
-        with only_owner(work, patience=GRACE_SECONDS, ask_slurm=ask_slurm):
+        with owner:
             return ""
     except UserError as error:
         return str(error)

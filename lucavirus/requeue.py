@@ -46,31 +46,43 @@ def ending(status: int, message: str, *, told: bool) -> Ending:
 class Requeue:
     """Decides about a Slurm job's next start; crashes are counted in a file, which is given with its first name.
 
-    `work` is the folder of a training's checkpoints: a newer one there makes the count begin anew.
+    `work` is the folder of a training's checkpoints: a newer one there makes the count begin anew. `start` is which
+    start of the job this is (slurm.restarts).
     """
 
-    def __init__(self, file: Path, work: Path | None, job: str) -> None:
-        self.file, self.work, self.job = file, work, job
+    def __init__(self, file: Path, work: Path | None, job: str, start: str = "") -> None:
+        self.file, self.work, self.job, self.start = file, work, job, start
 
     def follow_up(self, end: Ending, say: Callable[[str], None]) -> None:
         """Give the job back to the queue where it has to go on; does not return then."""
         if not self.job or end in (Ending.DONE, Ending.REFUSED):
             self.file.unlink(missing_ok=True)
+        if not self.job or end is Ending.REFUSED:
             return
         try:
             reason = self._reason(end)
             if reason:
-                say(f"{reason}: Slurm job {self.job} waits in the queue again and goes on by itself")
-                slurm.requeue(self.job)
-                time.sleep(_GIVEN_BACK_SECONDS)  # Slurm ends this process
+                say(f"{reason}: Slurm job {self.job} is given back to the queue and goes on by itself")
+                if slurm.requeue(self.job, self.start):
+                    time.sleep(_GIVEN_BACK_SECONDS)  # Slurm ends this process
         except UserError as error:
-            say(f"error: the job could not be given back to the queue: {error}")
+            if end is not Ending.DONE:
+                say(f"error: the job could not be given back to the queue: {error}")
+            if end is Ending.TIME_LIMIT:
+                say("all is saved: the same command goes on")
 
     def _reason(self, end: Ending) -> str:
+        if end is Ending.DONE:
+            # A training's Snakemake hears nothing of it. Another stage's does, and deletes what is made meanwhile.
+            lost = self.work is None and slurm.being_preempted(self.job, patience=0)
+            return "a more urgent job takes the nodes, and Snakemake takes this for a failure" if lost else ""
         if end is Ending.TIME_LIMIT:
             return "the time limit is near, all is saved"
+        # Processes that did not listen to signals yet, or no more, have crashed of it.
+        if end in (Ending.ASKED, Ending.CRASHED) and slurm.being_preempted(self.job):
+            return "a more urgent job takes the nodes"
         if end is Ending.ASKED:
-            return "a more urgent job takes the nodes" if slurm.being_preempted(self.job) else ""
+            return ""
         crashes = self._count_crash()
         what = "the time limit came before all was saved" if end is Ending.TIME_IS_OVER else "failed"
         return f"{what} (start {crashes} of {CRASHES} after a failure)" if crashes <= CRASHES else ""

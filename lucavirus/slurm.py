@@ -23,6 +23,8 @@ FIRST_PORT, PORTS = 20000, 12768
 # A controller may be away for minutes; who was asked to save has that time before the limit.
 PATIENCE_SECONDS, PAUSE_SECONDS = 600.0, 5.0
 _QUERY_SECONDS = 60
+# In what Slurm says where asking again is of no use: `Requested operation is presently disabled` and the like.
+_REFUSALS = ("disabled", "denied", "not permitted", "Invalid job id")
 _PLAIN_TIMES = {"SLURM_TIME_FORMAT": "standard"}  # a user may have set another one, which we could not read
 
 T = TypeVar("T")
@@ -61,30 +63,32 @@ def _ask(*words: str) -> str:
     return done.stdout
 
 
-def _patiently(ask: Callable[[], T]) -> T:
-    """What `ask` returns; asked again while it raises UserError, because a controller that is away may come back."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def _patiently(ask: Callable[[], T], patience: float | None = None) -> T:
+    """What `ask` returns; asked again while it raises UserError, because a controller that is away may come back.
+
+    Not where it answers that it will not.
+    """
+    deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
     while True:
         try:
             return ask()
-        except UserError:
-            if time.monotonic() > deadline:
+        except UserError as error:
+            if time.monotonic() > deadline or any(word in error.what for word in _REFUSALS):
                 raise
             time.sleep(PAUSE_SECONDS)
 
 
-def trainings(run: str, folder: Path) -> list[Job]:
-    """Jobs in the queue, waiting or running, that train `run` and were submitted from `folder`; [] without Slurm."""
+def queue() -> str:
+    """The user's jobs, waiting or running: lines `id|state|nodes|comment|folder`; none without Slurm."""
     if shutil.which("squeue") is None:
-        return []
-    answer = _ask("squeue", "--me", "--noheader", "--format=%i|%T|%N|%k|%Z")
-    return parse_trainings(answer, run, folder)
+        return ""
+    return _ask("squeue", "--me", "--noheader", "--format=%i|%T|%N|%k|%Z")
 
 
-def parse_trainings(answer: str, run: str, folder: Path) -> list[Job]:
-    """The jobs that train `run`, from lines `id|state|nodes|comment|folder`; Snakemake's comments name rule and run."""
+def trainings(queue: str, run: str, folder: Path) -> list[Job]:
+    """The jobs of a queue that train `run` and were submitted from `folder`; Snakemake's comments name rule and run."""
     jobs = []
-    for line in answer.splitlines():
+    for line in queue.splitlines():
         fields = line.strip().split("|", 4)
         if len(fields) < 5:  # a comment of somebody's with a line break in it
             continue
@@ -116,9 +120,10 @@ def fields(number: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def being_preempted(number: str) -> bool:
+def being_preempted(number: str, patience: float | None = None) -> bool:
     """True when Slurm is about to take a job's nodes away for a more urgent one; waits for an answer."""
-    return _patiently(lambda: fields(number)).get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+    found = _patiently(lambda: fields(number), patience)
+    return found.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
 
 
 def end_time(number: str) -> float:
@@ -129,18 +134,31 @@ def end_time(number: str) -> float:
         return float("inf")
 
 
-def requeue(number: str) -> None:
+def restarts(number: str) -> str:
+    """How often Slurm has started the job again: which start this one is. Empty where there is no answer."""
+    try:
+        return fields(number).get("Restarts", "")
+    except UserError:
+        return ""
+
+
+def requeue(number: str, start: str) -> bool:
     """Give the own job back to the queue, which ends it here and starts it again later under the same number.
 
-    Waits for a controller that does not answer. A job that was cancelled meanwhile stays cancelled. Raises UserError
-    where Slurm refuses.
+    Waits for a controller that does not answer. A job that was cancelled meanwhile stays cancelled. False where another
+    `start` than this one runs on other nodes, because Slurm has lost ours: that one goes on. Raises UserError where
+    Slurm refuses.
     """
 
-    def once() -> None:
-        if fields(number).get("JobState") == "RUNNING":
+    def once() -> bool:
+        found = fields(number)
+        if start and found.get("Restarts") != start:
+            return False
+        if found.get("JobState") == "RUNNING":
             _ask("scontrol", "requeue", number)
+        return True
 
-    _patiently(once)
+    return _patiently(once)
 
 
 def meeting_point(number: str) -> tuple[str, int]:

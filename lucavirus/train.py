@@ -17,11 +17,11 @@ from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
 from lucavirus.dataset import Dataset
 from lucavirus.distributed import joined
-from lucavirus.errors import SAVED, TIME_LIMIT, Preempted, UserError
+from lucavirus.errors import DONE_BEFORE, SAVED, TIME_LIMIT, Preempted, UserError, report
 from lucavirus.evaluate import evaluate_split
 from lucavirus.files import replace_json
 from lucavirus.flops import encoder_flops, peak_flops
-from lucavirus.guard import StopRequest, only_owner
+from lucavirus.guard import Owner, StopRequest, only_owner
 from lucavirus.loader import Batches, updates
 from lucavirus.model import count_parameters
 from lucavirus.packs import Pack
@@ -42,35 +42,37 @@ def train(settings: Settings, name: str, data: Path, work: Path, out: Path) -> N
 
     `data` is the project's results folder. Raises UserError for mistakes of the user, Preempted after a signal.
     """
-    with (
-        StopRequest().listening() as stop_request,  # from the start: a signal before the first update kills no rank
-        joined(chosen_run(settings, name).device, announce=True) as ranks,
-        only_owner(work, patience=GLANCE_SECONDS) if ranks.first else nullcontext(),
-    ):
-        local = staged(data, chosen_run(settings, name).stage_shards_to)
-        trainer = Trainer(start(settings, name, local, work, ranks, stop_request), stop_request)
-        with closing(trainer.history):
-            try:
-                trainer.run_to_end()
-            except BaseException:
-                trainer.end_saving()
-                raise
-            trainer.checkpoints.finish()
-        if ranks.first:
-            trainer.publish(work, out)
-        ranks.barrier()
+    with StopRequest().listening() as stop_request:  # from the start: a signal before the first update kills no rank
+        with (
+            joined(chosen_run(settings, name).device, announce=True) as ranks,
+            only_owner(work, patience=GLANCE_SECONDS) if ranks.first else nullcontext() as owner,
+        ):
+            local = staged(data, chosen_run(settings, name).stage_shards_to)
+            trainer = Trainer(start(settings, name, local, work, ranks, stop_request), stop_request, owner)
+            with closing(trainer.history):
+                try:
+                    trainer.run_to_end()
+                except BaseException:
+                    trainer.end_saving()
+                    raise
+                trainer.checkpoints.finish()
+            if ranks.first:
+                trainer.publish(work, out)
+            ranks.barrier()
+        if stop_request.came:
+            report(DONE_BEFORE)
 
 
 class Trainer:
     """One rank of a training."""
 
-    def __init__(self, started: Started, stop_request: StopRequest) -> None:
+    def __init__(self, started: Started, stop_request: StopRequest, owner: Owner | None) -> None:
         self.prepared, self.ranks, self.last_update = started.prepared, started.ranks, started.last_update
         self.run, self.plan = started.prepared.run, started.prepared.plan
         self.checkpoints, self.state, self.history = started.checkpoints, started.state, started.history
         self.updater, self.model = started.updater, started.updater.model
         self.compute = started.updater.compute
-        self.stop_request = stop_request
+        self.stop_request, self.owner = stop_request, owner
         self._last_save = time.monotonic()
         self._data_seconds = 0.0
 
@@ -122,6 +124,7 @@ class Trainer:
         made = next(packs)
         self._data_seconds += time.perf_counter() - started
         update = self.state.update + 1
+        self.stop_request.came |= self.owner is not None and self.owner.asked_to_end()
         wishes = {"stop": self.stop_request.came, "save": self._save_minutes_are_over()}
         statistics, norm = self.updater.step(update, made, wishes)
         for wish in wishes:

@@ -12,8 +12,9 @@ from lucavirus.config import OPERATIONAL
 from lucavirus.config_data import SPLITS
 from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
-from lucavirus.launch import held_by_another
-from lucavirus.slurm import trainings
+from lucavirus.guard import only_owner
+from lucavirus.launch import GRACE_SECONDS, held_by_another, only_start, stage_lock
+from lucavirus.slurm import queue, trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
 
@@ -30,31 +31,36 @@ CPU_THREADS = 8
 SOURCES = {source.name: source for source in SETTINGS.sources}
 
 
-def refuse_second_trainings() -> None:
-    """An error where a training is about to start that is going on, or that Slurm has a job for, of another Snakemake."""
-    wanted = sorted(job.wildcards.run for job in workflow.dag.needrun_jobs() if job.rule.name == "train")
+def refuse_second_starts() -> None:
+    """An error where a stage is about to start that is going on, or a training that Slurm has a job for.
+
+    The launcher asks too, but then Snakemake has cleared away the log of the one that is going on.
+    """
+    needed = list(workflow.dag.needrun_jobs())
+    runs = sorted(job.wildcards.run for job in needed if job.rule.name == "train")
+    works = [work for run in runs if (work := Path("work", SETTINGS.project, run)).is_dir()]
+    logs = [log for job in needed for log in map(Path, job.log) if stage_lock(log).exists()]
     try:
-        found = {run: trainings(run, Path.cwd()) for run in wanted}
-    except UserError as error:  # no answer: the job itself looks again before it trains
+        found, slurm_answers = (queue() if runs or logs else ""), True
+    except UserError as error:  # the jobs themselves look again
         logger.warning(f"Slurm does not say which trainings it has: {error}")
-        found = {}
-    busy = [f"run {run} is trained by {', '.join(map(str, jobs))}" for run, jobs in found.items() if jobs]
+        found, slurm_answers = "", False
+    busy = {run: jobs for run in runs if (jobs := trainings(found, run, Path.cwd()))}
     if busy:
         raise ConfigurationError(
-            "\n".join(busy)
+            "\n".join(f"run {run} is trained by {', '.join(map(str, jobs))}" for run, jobs in busy.items())
             + "\n  What to do: wait until it has left the queue (squeue --me), then type the same command "
-            "again; or end it first: `scancel --signal=USR1` and its number saves it and puts it back into the queue, "
-            "`scancel` and its number takes it out there. Its log: train.log in the work folder of the run"
+            "again; or end it first: where it is RUNNING, `scancel --signal=USR1` and its number saves it and puts it back "
+            "into the queue; where it is PENDING, `scancel` and its number takes it out there. Its log: train.log in the "
+            "work folder of the run"
         )
-    for run in wanted:
-        work = Path("work", SETTINGS.project, run)
-        # The launcher asks too, but then Snakemake has cleared away the log of the one that is going on.
-        try:
-            why = held_by_another(work, ask_slurm=bool(found)) if work.is_dir() else ""
-        except KeyboardInterrupt:
-            raise ConfigurationError("interrupted while another training held the run's folder") from None
-        if why:
-            raise ConfigurationError(why)
+    patience = {"patience": GRACE_SECONDS, "ask_slurm": slurm_answers}
+    try:
+        for lock in [only_owner(work, **patience) for work in works] + [only_start(log, **patience) for log in logs]:
+            if why := held_by_another(lock):
+                raise ConfigurationError(why)
+    except KeyboardInterrupt:
+        raise ConfigurationError("interrupted while another start held a lock") from None
 
 
 def alternatives(names) -> str:
@@ -83,13 +89,13 @@ def datasets(wildcards) -> list[str]:
 
 
 def weights_to_begin_with(wildcards) -> list[str]:
-    """The model of another run of this project that a run begins with, which has to be trained first.
+    """The model of another run of this project, best or last, that a run begins with: it has to be trained first.
 
     Older than the run it may be, or newer: what has begun goes on.
     """
     folder = SETTINGS.runs[wildcards.run].model_dirpath
     others = [f"results/{SETTINGS.project}/runs/{run}/model" for run in SETTINGS.runs if run != wildcards.run]
-    return [ancient(folder)] if folder in others else []
+    return [ancient(model) for model in others if folder in (model, f"{model}/last")]
 
 
 def results_folder(wildcards) -> str:

@@ -25,15 +25,30 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _launch(settings: Path, folder: str) -> subprocess.Popen[str]:
-    """The training on two ranks as a rule starts it."""
-    log = tiny.folder_of(settings, folder) / "log"
-    words = tiny.train_command(settings, folder)[1:]
-    launcher = [sys.executable, str(tiny.ROOT / "workflow_scripts/launch.py"), "--log", str(log)]
+def _launch(settings: Path, folder: str, script: Path | None = None) -> subprocess.Popen[str]:
+    """The training on two ranks as a rule starts it; `script` in the place of the stage's is given that first."""
+    log, work = (tiny.folder_of(settings, folder) / name for name in ("log", "work"))
+    words = [*([str(script)] if script else []), *tiny.train_command(settings, folder)[1:]]
+    launcher = [sys.executable, str(tiny.ROOT / "workflow_scripts/launch.py"), "--log", str(log), "--guard", str(work)]
     return subprocess.Popen(
         [*launcher, "torchrun", "--standalone", "--nproc-per-node", "2", *words],
         env={**tiny.environment(), "OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def _altered(file: Path, how: str) -> Path:
+    """The stage's script, with something of the package altered."""
+    file.write_text(
+        f"{how}\nimport runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return file
+
+
+def _wait_for(file: Path, text: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists() or text not in file.read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
 
 
 def _processes(folder: Path, script: str) -> list[int]:
@@ -62,10 +77,7 @@ def _processes(folder: Path, script: str) -> list[int]:
 def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signals, whom: str) -> None:
     folder = tiny.folder_of(settings, name)
     process = _launch(settings, name)
-    deadline = time.monotonic() + 60
-    while not (history := folder / "work/metrics.jsonl").exists() or '"update": 2,' not in history.read_text():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    _wait_for(folder / "work/metrics.jsonl", '"update": 2,', process)
     # Of the workers the last one: any rank may be the one that is told.
     os.kill(_processes(folder, whom)[-1], number)
     said, _ = process.communicate(timeout=60)
@@ -82,21 +94,19 @@ def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signal
     tiny.assert_equal_to_whole(settings, name)
 
 
-def test_a_crash_ends_a_training_that_has_loader_workers(settings: Path) -> None:
+def test_a_crash_ends_a_training_that_has_loader_workers(settings: Path, tmp_path: Path) -> None:
     # Workers ignore SIGTERM, with which Python would end them at its exit: whoever leaves them behind waits for ever.
     command = tiny.train_command(settings, "crash")
-    code = """
-import runpy, sys
+    alteration = """
 from lucavirus.update import Updater
 def fail(*arguments):
     raise RuntimeError("the GPU fell off the bus")
 Updater.step = fail
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
+    script = str(_altered(tmp_path / "fails.py", alteration))
     tiny.change_run(settings, worker_num=1)
     process = subprocess.Popen(
-        [command[0], "-c", code, *command[1:]], env=tiny.environment(), stderr=subprocess.PIPE, text=True,
+        [command[0], script, *command[1:]], env=tiny.environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
@@ -106,3 +116,49 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1 and said.rstrip().endswith("RuntimeError: the GPU fell off the bus")
+
+
+SLOW_TO_PUBLISH = """
+import time
+from lucavirus import train
+publish = train.Trainer.publish
+def slowly(self, work, out):
+    (work / "publishing").touch()
+    time.sleep(2)
+    publish(self, work, out)
+train.Trainer.publish = slowly
+"""
+
+
+def test_a_signal_while_the_model_is_published_undoes_nothing(settings: Path, tmp_path: Path) -> None:
+    process = _launch(settings, "published", _altered(tmp_path / "slow.py", SLOW_TO_PUBLISH))
+    _wait_for(tiny.folder_of(settings, "published") / "work/publishing", "", process)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "all was done when the signal came" in said and "Traceback" not in said
+    tiny.assert_equal_to_whole(settings, "published")
+
+
+def test_a_later_start_of_the_job_has_the_earlier_one_save_and_goes_on(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose node Slurm has lost, while its processes train on."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("LUCAVIRUS_OWN_JOB", "1")
+    scontrol, restarts = tmp_path / "bin/scontrol", tmp_path / "restarts"
+    scontrol.parent.mkdir()
+    restarts.write_text("0")
+    scontrol.write_text(
+        f"#!/bin/sh\necho JobState=RUNNING Restarts=$(cat {restarts}) PreemptTime=None EndTime=Unknown\n"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(scontrol.parent), os.environ["PATH"]]))
+    often = _altered(tmp_path / "often.py", "from lucavirus import guard\nguard._LOOK_SECONDS = 0.1")
+    earlier = _launch(settings, "lost", often)
+    _wait_for(tiny.folder_of(settings, "lost") / "work/metrics.jsonl", '"update": 2,', earlier)
+    restarts.write_text("1")
+    later = _launch(settings, "lost")
+    assert "start it again to continue" in earlier.communicate(timeout=60)[0]
+    said, _ = later.communicate(timeout=120)
+    assert later.returncode == 0 and "going on from" in said, said
+    tiny.assert_equal_to_whole(settings, "lost")

@@ -55,7 +55,7 @@ def test_a_job_that_fails_for_good_says_why_and_where_once(demo: Demo) -> None:
     assert (job["JobState"], job["Restarts"], job["TresPerNode"]) == ("FAILED", "0", "gres:gpu:2")
     assert "of 4 on node" in demo.said
     assert "has the use of 2 GPU(s) of Slurm's, but torch finds no GPU" in demo.said
-    assert "waits in the queue again" not in demo.said
+    assert "given back to the queue" not in demo.said
 
 
 def test_a_wrong_setting_submits_nothing(demo: Demo) -> None:

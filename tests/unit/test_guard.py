@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from lucavirus import guard
 from lucavirus.errors import UserError
-from lucavirus.guard import StopRequest, only_owner
+from lucavirus.guard import EarlierStart, Owner, StopRequest, only_owner
 from lucavirus.launch import launch
+from lucavirus.requeue import Ending
 
 HOLD = "import sys, time; from pathlib import Path; from lucavirus.guard import only_owner\n"
 HOLD += "with only_owner(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
@@ -75,6 +77,21 @@ def test_the_launcher_refuses_before_it_starts_anything(
         holder.wait()
     assert status == 1 and not started.exists()
     assert f"going on: process {holder.pid} on" in (tmp_path / "log").read_text()
+
+
+def test_the_launcher_counts_an_earlier_start_that_does_not_end_as_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed_up: list[Ending] = []
+    monkeypatch.setattr(guard, "_EARLIER_SECONDS", 0.3)
+    monkeypatch.setattr("lucavirus.launch.slurm.restarts", lambda number: number + "th")
+    monkeypatch.setattr("lucavirus.launch.Requeue.follow_up", lambda self, end, say: followed_up.append(end))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("LUCAVIRUS_OWN_JOB", "1")
+    with only_owner(tmp_path / "work"):
+        assert launch(["python", "-c", "print('began')"], tmp_path / "log", guard=tmp_path / "work") == 1
+    assert "another training of this run is going on" in (log := (tmp_path / "log").read_text()) and "began" not in log
+    assert followed_up == [Ending.CRASHED]
 
 
 @pytest.fixture
@@ -173,3 +190,77 @@ def test_where_slurm_gives_no_answer_the_lock_alone_is_asked(
     (tmp_path / "lock").write_text('{"job": "7"}')
     with only_owner(tmp_path, ask_slurm=False):
         pass
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Owners look at their lock each time."""
+    monkeypatch.setattr(guard, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+
+def test_an_earlier_start_of_the_own_job_is_asked_to_end_and_waited_for(tmp_path: Path, at_once: None) -> None:
+    """As one on a node that Slurm has lost, and whose processes train on."""
+    with only_owner(tmp_path) as owner:
+        assert not owner.asked_to_end()
+        later = threading.Thread(target=lambda: waited(only_owner(tmp_path, job="7")))
+        later.start()
+        while not owner.asked_to_end():
+            time.sleep(0.01)
+        assert later.is_alive()
+    later.join(10)
+    assert not later.is_alive() and (tmp_path / "lock").read_text() == ""
+
+
+def waited(lock: AbstractContextManager[Owner]) -> None:
+    with lock as owner:
+        assert not owner.asked_to_end()
+
+
+def test_an_earlier_start_that_does_not_end_is_told(
+    tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_EARLIER_SECONDS", 0.3)
+    with only_owner(tmp_path) as owner:
+        with pytest.raises(EarlierStart, match=f"going on: process {os.getpid()} on"), only_owner(tmp_path, job="7"):
+            pass
+        assert owner.asked_to_end()
+
+
+@pytest.mark.parametrize("job", ["", "8"])
+def test_nobody_else_asks_an_owner_to_end(tmp_path: Path, at_once: None, job: str) -> None:
+    with only_owner(tmp_path) as owner:
+        with pytest.raises(UserError, match="going on") as told, only_owner(tmp_path, job=job):
+            pass
+        assert not isinstance(told.value, EarlierStart) and not owner.asked_to_end()
+
+
+def test_where_no_lock_reaches_the_earlier_start_sees_that_nothing_is_its_own_any_more(
+    tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with only_owner(tmp_path) as owner:
+        for nothing in ("", '{"job": "8"}\nanother waits', "{"):  # of a mere look, of another job, half written
+            (tmp_path / "lock").write_text(nothing)
+            assert not owner.asked_to_end()
+        (tmp_path / "lock").unlink()
+        assert not owner.asked_to_end()
+        monkeypatch.setattr(guard.os, "getpid", lambda: 1)
+        with only_owner(tmp_path, job="7") as later:
+            assert not later.asked_to_end()
+            with pytest.raises(UserError, match="another start of this training has taken it over"):
+                owner.asked_to_end()
+
+
+def test_an_owner_looks_from_time_to_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+    with only_owner(tmp_path) as owner:
+        (tmp_path / "lock").write_text(f"{owner.line}\na later start waits")
+        assert not owner.asked_to_end()
+        now[0] += 11
+        assert owner.asked_to_end()
+        assert not owner.asked_to_end()

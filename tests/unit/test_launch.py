@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lucavirus.errors import Preempted, UserError, run_stage
-from lucavirus.launch import environment, program
+from lucavirus.launch import environment, launch, program
 from lucavirus.node import node_command
 from tests.launching import Start, run
 
@@ -152,16 +152,49 @@ def test_the_environment_finds_the_package_and_shadows_no_module(monkeypatch: py
     assert environment(["python"], Path("errors"))["GOMP_SPINCOUNT"] == "5000"
 
 
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "out/model"), "out/model"),
+        (shutil.Error([("a", "b", "[Errno 30] Read-only file system: 'b'")]), "a file"),
+    ],
+)
 def test_a_disk_mounted_read_only_is_a_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: OSError, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("LUCAVIRUS_ERROR_FILE", raising=False)
 
     def write() -> None:
-        raise OSError(errno.EROFS, "Read-only file system", "out/model")
+        raise error
 
     with pytest.raises(SystemExit, match="1"):
         run_stage(write)
     told = capsys.readouterr().err
-    assert told.startswith("error: out/model: cannot be written: Read-only file system\n")
+    assert told.startswith(f"error: {where}: cannot be written: Read-only file system\n")
     assert "have the disk mounted for writing" in told
+
+
+def test_a_stage_starts_once_at_a_time(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucavirus.launch.GRACE_SECONDS", 0.3)
+    first = start("import time; print('begun', flush=True); time.sleep(60)")
+    assert first.stdout is not None and first.stdout.readline() == b"begun\n"
+    (tmp_path / "log.errors").write_text("of the first")
+    assert launch(["python", "-c", "print('twice')"], tmp_path / "log") == 1
+    told = f"error: {tmp_path}: another start of this stage is going on: process {first.pid} on "
+    assert told in (log := (tmp_path / "log").read_text()) and "twice" not in log
+    assert (tmp_path / "log.errors").read_text() == "of the first"
+    first.kill()
+    first.wait()
+    assert launch(["python", "-c", "print('again')"], tmp_path / "log") == 0
+
+
+@pytest.mark.parametrize("also", ["", "error: another\\n"])
+def test_what_was_done_when_the_signal_came_is_done_whatever_torchruns_status(
+    start: Start, tmp_path: Path, also: str
+) -> None:
+    text = (
+        f"from lucavirus.errors import DONE_BEFORE, report; report(DONE_BEFORE); open(E, 'a').write('{also}'); exit(1)"
+    )
+    text = f"import os; E = os.environ['LUCAVIRUS_ERROR_FILE']; {text}"
+    status, screen = run(start(text))
+    assert status == (1 if also else 0) and screen.startswith("all was done when the signal came\n")

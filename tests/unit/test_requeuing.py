@@ -32,8 +32,8 @@ def test_endings(status: int, message: str, told: bool, expected: Ending) -> Non
 def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Numbers of the jobs that were given back."""
     numbers: list[str] = []
-    monkeypatch.setattr(slurm, "requeue", numbers.append)
-    monkeypatch.setattr(slurm, "being_preempted", lambda number: False)
+    monkeypatch.setattr(slurm, "requeue", lambda number, start: numbers.append(number) or True)
+    monkeypatch.setattr(slurm, "being_preempted", lambda number, patience=None: False)
     monkeypatch.setattr(requeue, "_GIVEN_BACK_SECONDS", 0)
     return numbers
 
@@ -52,18 +52,61 @@ def test_crashes_without_progress_come_to_an_end(tmp_path: Path, requeued: list[
 def test_who_has_given_a_job_back_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Snakemake would take the exit of a job that Slurm has not ended yet for a failure."""
     happened: list[Any] = []
-    monkeypatch.setattr(slurm, "requeue", happened.append)
     monkeypatch.setattr(requeue.time, "sleep", happened.append)
     job = Requeue(tmp_path / "count", None, "7")
-    job.follow_up(Ending.TIME_LIMIT, lambda text: None)
-    assert happened == ["7", 300]
+    for later_start in (True, False):
+        monkeypatch.setattr(
+            slurm, "requeue", lambda number, start, later=later_start: happened.append(number) or not later
+        )
+        job.follow_up(Ending.TIME_LIMIT, lambda text: None)
+    assert happened == ["7", "7", 300]
 
-    def refused(number: str) -> None:
+    def refused(number: str, start: str) -> None:
         raise UserError("requeueing is disabled", where="scontrol")
 
     monkeypatch.setattr(slurm, "requeue", refused)
     job.follow_up(Ending.TIME_LIMIT, happened.append)
-    assert happened[3:] == ["error: the job could not be given back to the queue: scontrol: requeueing is disabled"]
+    assert happened[3:] == [
+        "the time limit is near, all is saved: Slurm job 7 is given back to the queue and goes on by itself",
+        "error: the job could not be given back to the queue: scontrol: requeueing is disabled",
+        "all is saved: the same command goes on",
+    ]
+
+
+def test_a_preemption_is_no_crash_and_never_counts(
+    tmp_path: Path, requeued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(slurm, "being_preempted", lambda number, patience=None: True)
+    for end in (Ending.CRASHED, Ending.CRASHED, Ending.CRASHED, Ending.ASKED):
+        Requeue(tmp_path / "count", tmp_path, "7").follow_up(end, said.append)
+    back = "Slurm job 7 is given back to the queue and goes on by itself"
+    assert said == [f"a more urgent job takes the nodes: {back}"] * 4 and requeued == ["7"] * 4
+    assert not (tmp_path / "count").exists()
+
+
+@pytest.mark.parametrize(
+    ("training", "preempted", "again"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_a_stage_that_is_done_while_preempted_starts_again_because_snakemake_deletes_its_results(
+    training: bool, preempted: bool, again: bool, tmp_path: Path, requeued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "being_preempted", lambda number, patience: preempted and patience == 0)
+    said: list[str] = []
+    Requeue(tmp_path / "count", tmp_path if training else None, "7").follow_up(Ending.DONE, said.append)
+    assert (requeued == ["7"], len(said)) == (again, again)
+
+
+def test_a_stage_that_is_done_is_done_though_slurm_does_not_answer(
+    tmp_path: Path, requeued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(number: str, patience: float) -> bool:
+        raise UserError("no answer")
+
+    monkeypatch.setattr(slurm, "being_preempted", away)
+    said: list[str] = []
+    Requeue(tmp_path / "count", None, "7").follow_up(Ending.DONE, said.append)
+    assert (requeued, said) == ([], [])
 
 
 def test_the_time_limit_never_counts_and_others_end(tmp_path: Path, requeued: list[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lucavirus import slurm
 from lucavirus.errors import UserError
-from lucavirus.slurm import Job, parse_trainings
+from lucavirus.slurm import Job, trainings
 
 
 def test_the_time_limit_is_known_whatever_form_of_times_the_user_likes(
@@ -34,14 +34,14 @@ def test_trainings_of_a_run_in_a_folder() -> None:
         "6|RUNNING|node3|rule_train_wildcards_full|/a/c\n"
         "7|RUNNING|node3|rule_evaluate_wildcards_full|/a/b\n"
     )
-    found = parse_trainings(answer, "full", Path("/a/b"))
+    found = trainings(answer, "full", Path("/a/b"))
     assert found == [Job("3", "RUNNING", "node[1-2]"), Job("4", "PENDING", "")]
     assert str(found[0]) == "Slurm job 3 (RUNNING on node[1-2])"
 
 
 def test_a_comment_with_a_line_break_hides_no_training() -> None:
     answer = "1|RUNNING|node1|first\nsecond|/a/b\n3|RUNNING|node2|rule_train_wildcards_full|/a/b"
-    assert parse_trainings(answer, "full", Path("/a/b")) == [Job("3", "RUNNING", "node2")]
+    assert trainings(answer, "full", Path("/a/b")) == [Job("3", "RUNNING", "node2")]
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,10 @@ def test_a_command_that_fails_or_hangs_is_told(tmp_path: Path, monkeypatch: pyte
 
 def test_without_slurm_nobody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm.trainings("full", Path(os.curdir)) == []
+    assert slurm.queue() == ""
     with pytest.raises(UserError, match="is not installed here"):
         slurm.fields("7")
+    assert slurm.restarts("7") == ""
 
 
 def program(file: Path, text: str) -> Path:
@@ -136,7 +137,7 @@ def test_without_accounting_squeue_answers_for_sacct(
 
 def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    states = iter(["COMPLETING", "RUNNING"])
+    states = iter(["COMPLETING Restarts=1", "RUNNING Restarts=2", "RUNNING Restarts=1"])
     monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0.0)
 
     def answer(*words: str) -> str:
@@ -146,10 +147,26 @@ def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPa
         return f"JobId=7 JobState={next(states)} Comment=x" if words[:2] == ("scontrol", "--oneliner") else ""
 
     monkeypatch.setattr(slurm, "_ask", answer)
-    slurm.requeue("7")
+    assert slurm.requeue("7", "1")
     assert ("scontrol", "requeue", "7") not in asked
-    slurm.requeue("7")
+    assert not slurm.requeue("7", "1")  # a later start of it, elsewhere
+    assert ("scontrol", "requeue", "7") not in asked
+    assert slurm.requeue("7", "1")
     assert asked[-1] == ("scontrol", "requeue", "7")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    ["Requested operation is presently disabled", "Access/permission denied", "Invalid job id specified"],
+)
+def test_who_is_refused_does_not_ask_again(refusal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: str) -> str:
+        raise UserError(f"slurm_requeue error: {refusal}")
+
+    monkeypatch.setattr(slurm, "_ask", refuse)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: pytest.fail("waited"))
+    with pytest.raises(UserError, match=refusal):
+        slurm.requeue("7", "1")
 
 
 def test_without_slurm_no_job_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

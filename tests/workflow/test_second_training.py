@@ -1,4 +1,4 @@
-"""A training that is going on, here or on Slurm, is refused before anything starts."""
+"""A training that is going on, here or on Slurm, or another stage, is refused before anything starts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lucavirus.guard import only_owner
+from lucavirus.launch import only_start
 from tests.workflow.conftest import Snakemake
 
 
@@ -32,21 +33,22 @@ def test_a_training_in_the_queue_is_told_and_nothing_starts(snakemake: Snakemake
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slurm_answers", [True, False])
-def test_the_log_of_a_training_that_is_going_on_stays(
-    slurm_answers: bool, snakemake: Snakemake, tree: Path, queue: Path
+@pytest.mark.parametrize("training", [True, False])
+def test_the_log_of_a_stage_that_is_going_on_stays(
+    training: bool, snakemake: Snakemake, tree: Path, queue: Path
 ) -> None:
     """Snakemake's own lock goes with the first of several that end, and a log is cleared away before its job starts."""
-    if slurm_answers:
-        queue.touch()
-    log = tree / "results/demo/logs/train/full.log"
+    if training:
+        queue.touch()  # an empty one; without, Slurm does not answer
+    log = tree / f"results/demo/logs/{'train/full' if training else 'split'}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("going on")
-    with only_owner(tree / "work/demo/full"):
+    with only_owner(tree / "work/demo/full") if training else only_start(log, patience=0):
         run = snakemake("train_full", "--quiet")
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert f"another training of this run is going on: process {os.getpid()} on " in run.stderr
-    assert ("Slurm does not say which trainings it has" in run.stderr) is not slurm_answers
+    what = "training of this run" if training else "start of this stage"
+    assert f"another {what} is going on: process {os.getpid()} on " in run.stderr
+    assert ("Slurm does not say which trainings it has" in run.stderr) is not training
     assert log.read_text() == "going on" and not (tree / "results/demo/input").exists()
 
 
