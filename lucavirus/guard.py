@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Self
@@ -86,7 +86,8 @@ def only_owner(
         while owner := _owner(lock) if not _taken(lock) else _owning_job(lock) if ask_slurm else "":
             if job and not earlier and _told(_first_line(lock)).get("job") == job:
                 deadline, earlier = time.monotonic() + _EARLIER_SECONDS, True
-                os.write(lock.fileno(), b"\na later start of the job waits")
+                with suppress(OSError):  # the disk may be full: then it is only waited for
+                    os.write(lock.fileno(), b"\na later start of the job waits")
             if time.monotonic() >= deadline:
                 raise (EarlierStart if earlier else UserError)(
                     f"another {what} is going on: {owner}",
