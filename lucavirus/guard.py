@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Self
@@ -38,8 +38,10 @@ class EarlierStart(UserError):
 class Owner:
     """Who holds a lock, told in its first line; whoever asks it to end adds another."""
 
-    def __init__(self, lock: Path, line: str) -> None:
-        self.lock, self.line = lock, line
+    def __init__(self, lock: Path) -> None:
+        self.lock, self.job = lock, slurm.own_job()
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "job": self.job, "since": time.strftime("%F %T")}
+        self.line = json.dumps(me)
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def asked_to_end(self) -> bool:
@@ -54,8 +56,7 @@ class Owner:
             first, *more = self.lock.read_text().split("\n")
         except OSError:  # somebody's rm, or a file server that is away: no training ends of a look
             return False
-        job = _told(self.line)["job"]
-        if first != self.line and job and _told(first).get("job") == job:
+        if first != self.line and self.job and _told(first).get("job") == self.job:
             hint = "nothing: that one goes on"
             raise UserError("another start of this training has taken it over", where=str(self.lock.parent), hint=hint)
         return first == self.line and bool(more)
@@ -95,18 +96,29 @@ def only_owner(
                     hint="wait for it, or end it (a training saves first); two runs side by side need two names",
                 )
             time.sleep(0.2)
-        me = json.dumps({
-            "host": socket.gethostname(), "pid": os.getpid(), "job": slurm.own_job(), "since": time.strftime("%F %T"),
-        })  # fmt: skip
+        me = Owner(folder / name)
         try:
             lock.truncate(0)
-            os.write(lock.fileno(), me.encode())  # past the buffer, which closing would write once more
+            os.write(lock.fileno(), me.line.encode())  # past the buffer, which closing would write once more
         except OSError as error:
             raise UserError(f"cannot be written ({error.strerror})", where=lock.name, hint=_UNWRITABLE) from None
         try:
-            yield Owner(folder / name, me)
+            yield me
         finally:
             lock.truncate(0)
+
+
+def stage_lock(log: Path) -> Path:
+    """The lock of a stage, which is known by its log."""
+    return log.with_name(f".{log.name}.lock")
+
+
+def only_start(
+    log: Path, *, patience: float, ask_slurm: bool = True, job: str = ""
+) -> AbstractContextManager[Owner]:  # fmt: skip
+    """Hold the lock of a stage, because two starts of it would write the same files; see only_owner."""
+    lock, what = stage_lock(log), "start of this stage"
+    return only_owner(lock.parent, name=lock.name, what=what, patience=patience, ask_slurm=ask_slurm, job=job)
 
 
 def _taken(lock: IO[str]) -> bool:

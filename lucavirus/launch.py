@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -22,7 +21,7 @@ from typing import IO
 from lucavirus import slurm
 from lucavirus.claims import claimed_gpus
 from lucavirus.errors import DONE_BEFORE, PREEMPTED, SAVED, UserError
-from lucavirus.guard import EarlierStart, Owner, only_owner
+from lucavirus.guard import EarlierStart, only_owner, only_start
 from lucavirus.requeue import Ending, Requeue, TimeLimit, ending
 from lucavirus.screen import Output
 
@@ -67,8 +66,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: int = 0) -> int:
     """Run the command until it ends and return its exit status (128 + n when signal n ended it).
 
-    It starts only when no other start of the stage is going on, and with `guard`, a run's work folder, no training that
-    holds that folder: refused here, before torchrun, it takes no time. A training whose Snakemake has died gets time to
+    It starts only when no other start of the stage is going on; of a training, with `guard`, that is one that holds the
+    run's work folder. Refused here, before torchrun, it takes no time. A training whose Snakemake has died gets time to
     save and end. With `gpus` it first waits for so many GPUs of this machine that no other stage holds.
     """
     parent = os.getppid()
@@ -109,31 +108,12 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         status = 0 if message == DONE_BEFORE else child.returncode
         if guard and watch.stopped and status and not message:
             output.say(UNTOLD_END)
+        # A job that is given back ends below, and its next start has another name for it.
+        errors.unlink(missing_ok=True)
         requeue.follow_up(ending(status, message, told=watch.told_to_end), output.say)
-    errors.unlink(missing_ok=True)
     if message.startswith(SAVED) and status:  # torchrun turns the ranks' status into 1
         return PREEMPTED
     return status if status >= 0 else 128 - status
-
-
-def stage_lock(log: Path) -> Path:
-    """The lock of a stage, which is known by its log."""
-    return log.with_name(f".{log.name}.lock")
-
-
-def only_start(log: Path, *, patience: float, ask_slurm: bool = True, job: str = "") -> AbstractContextManager[Owner]:
-    """Hold the lock of a stage, because two starts of it would write the same files; see only_owner."""
-    lock, what = stage_lock(log), "start of this stage"
-    return only_owner(lock.parent, name=lock.name, what=what, patience=patience, ask_slurm=ask_slurm, job=job)
-
-
-def held_by_another(owner: AbstractContextManager[Owner]) -> str:
-    """Why nobody may begin: another one holds the lock, still after a while; '' where one may."""
-    try:
-        with owner:
-            return ""
-    except UserError as error:
-        return str(error)
 
 
 def program(command: Sequence[str]) -> list[str]:

@@ -66,15 +66,13 @@ class Requeue:
                 if slurm.requeue(self.job, self.start):
                     time.sleep(_GIVEN_BACK_SECONDS)  # Slurm ends this process
         except UserError as error:
-            if end is not Ending.DONE:
-                say(f"error: the job could not be given back to the queue: {error}")
+            say(f"error: the job could not be given back to the queue: {error}")
             if end is Ending.TIME_LIMIT:
                 say("all is saved: the same command goes on")
 
     def _reason(self, end: Ending) -> str:
         if end is Ending.DONE:
-            # A training's Snakemake hears nothing of it. Another stage's does, and deletes what is made meanwhile.
-            lost = self.work is None and slurm.being_preempted(self.job, patience=0)
+            lost = self._snakemake_takes_this_for_a_failure()
             return "a more urgent job takes the nodes, and Snakemake takes this for a failure" if lost else ""
         if end is Ending.TIME_LIMIT:
             return "the time limit is near, all is saved"
@@ -86,6 +84,13 @@ class Requeue:
         crashes = self._count_crash()
         what = "the time limit came before all was saved" if end is Ending.TIME_IS_OVER else "failed"
         return f"{what} (start {crashes} of {CRASHES} after a failure)" if crashes <= CRASHES else ""
+
+    def _snakemake_takes_this_for_a_failure(self) -> bool:
+        """True where it was told of a preemption: then it deletes what is made meanwhile. A training's is not told."""
+        try:
+            return self.work is None and slurm.being_preempted(self.job, patience=0)
+        except UserError:  # no answer: most stages end in peace
+            return False
 
     def _count_crash(self) -> int:
         newest = [path.name for path in checkpoints(self.work / "checkpoints")[:1]] if self.work else []

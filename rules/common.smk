@@ -12,8 +12,8 @@ from lucavirus.config import OPERATIONAL
 from lucavirus.config_data import SPLITS
 from lucavirus.continuing import changed_settings, refusal, require_step
 from lucavirus.errors import UserError
-from lucavirus.guard import only_owner
-from lucavirus.launch import GRACE_SECONDS, held_by_another, only_start, stage_lock
+from lucavirus.guard import only_owner, only_start, stage_lock
+from lucavirus.launch import GRACE_SECONDS
 from lucavirus.slurm import queue, trainings
 from lucavirus.tasks import MOLECULES, SUPERVISED
 
@@ -57,8 +57,10 @@ def refuse_second_starts() -> None:
     patience = {"patience": GRACE_SECONDS, "ask_slurm": slurm_answers}
     try:
         for lock in [only_owner(work, **patience) for work in works] + [only_start(log, **patience) for log in logs]:
-            if why := held_by_another(lock):
-                raise ConfigurationError(why)
+            with lock:
+                pass
+    except UserError as error:
+        raise ConfigurationError(str(error)) from None
     except KeyboardInterrupt:
         raise ConfigurationError("interrupted while another start held a lock") from None
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,19 @@ def assert_equal_to_whole(settings: Path, folder: str) -> None:
     """What a training has left is what the uninterrupted one, `whole`, has: to the bit, and line by line."""
     assert different_tensors(settings, "whole", folder) == []
     assert history(settings, folder) == history(settings, "whole")
+
+
+def altered(file: Path, how: str) -> Path:
+    """A script that runs the stage's script, its first argument, with something of the package altered."""
+    run = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    file.write_text(f"{how}\n{run}\n")
+    return file
+
+
+def wait_for(file: Path, text: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a file of a process has a text in it."""
+    deadline = time.monotonic() + 60
+    while not file.exists() or text not in file.read_text():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, f"{text} never came"
+        time.sleep(0.02)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -31,16 +30,6 @@ def _start(settings: Path, folder: str) -> subprocess.Popen[str]:
         tiny.train_command(settings, folder), env=tiny.environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def _wait_for(settings: Path, folder: str, text: str, process: subprocess.Popen[str]) -> None:
-    path = tiny.folder_of(settings, folder) / "work/metrics.jsonl"
-    for _ in range(3000):
-        if path.exists() and text in path.read_text():
-            return
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.02)
-    pytest.fail(f"{text} never came")
 
 
 def test_what_a_whole_run_leaves(settings: Path) -> None:
@@ -66,7 +55,7 @@ def test_killed_twenty_times_at_random_moments(settings: Path) -> None:
 def test_a_signal_saves_and_the_next_start_goes_on(settings: Path, number: signal.Signals) -> None:
     folder = f"stopped-{number.name}"
     process = _start(settings, folder)
-    _wait_for(settings, folder, '"update": 2,', process)
+    tiny.wait_for(tiny.folder_of(settings, folder) / "work/metrics.jsonl", '"update": 2,', process)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75 and "preempted" in said and "start it again to continue" in said
@@ -126,7 +115,7 @@ def test_a_changed_run_is_refused_with_the_settings_named(settings: Path) -> Non
 def test_two_trainings_of_one_run_at_once_are_refused(settings: Path) -> None:
     process = _start(settings, "twice")
     try:
-        _wait_for(settings, "twice", "train", process)
+        tiny.wait_for(tiny.folder_of(settings, "twice") / "work/metrics.jsonl", "train", process)
         done = subprocess.run(
             tiny.train_command(settings, "twice"), env=tiny.environment(), capture_output=True, text=True
         )
@@ -171,22 +160,23 @@ def test_skipping_is_told_and_ends_after_so_many_in_a_row(diverging: Path) -> No
     assert len((work / "non_finite.jsonl").read_text().splitlines()) == 3
 
 
-# The stage's script, where any checkpoint is old enough for another one before an evaluation; tells what it saves.
+# Where any checkpoint is old enough for another one before an evaluation; tells what it saves.
 CAREFUL = """
-import runpy, sys
 from lucavirus import train
 save = train.Trainer._save
 def note(self, *, scheduled):
     print("saved", self.state.update, self.state.evaluated, scheduled)
     save(self, scheduled=scheduled)
 train.Trainer._save, train.WORTH_SAVING = note, -1
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_saving_before_an_evaluation_leaves_no_trace(settings: Path) -> None:
-    command = [sys.executable, "-c", CAREFUL, *tiny.train_command(settings, "careful")[1:]]
+def test_saving_before_an_evaluation_leaves_no_trace(settings: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(tiny.altered(tmp_path / "careful.py", CAREFUL)),
+        *tiny.train_command(settings, "careful")[1:],
+    ]
     done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     evaluated = [event["update"] for event in tiny.history(settings, "careful") if event["event"] == "dev"]

@@ -36,21 +36,6 @@ def _launch(settings: Path, folder: str, script: Path | None = None) -> subproce
     )  # fmt: skip
 
 
-def _altered(file: Path, how: str) -> Path:
-    """The stage's script, with something of the package altered."""
-    file.write_text(
-        f"{how}\nimport runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    return file
-
-
-def _wait_for(file: Path, text: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not file.exists() or text not in file.read_text():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-
-
 def _processes(folder: Path, script: str) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -77,7 +62,7 @@ def _processes(folder: Path, script: str) -> list[int]:
 def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signals, whom: str) -> None:
     folder = tiny.folder_of(settings, name)
     process = _launch(settings, name)
-    _wait_for(folder / "work/metrics.jsonl", '"update": 2,', process)
+    tiny.wait_for(folder / "work/metrics.jsonl", '"update": 2,', process)
     # Of the workers the last one: any rank may be the one that is told.
     os.kill(_processes(folder, whom)[-1], number)
     said, _ = process.communicate(timeout=60)
@@ -103,7 +88,7 @@ def fail(*arguments):
     raise RuntimeError("the GPU fell off the bus")
 Updater.step = fail
 """
-    script = str(_altered(tmp_path / "fails.py", alteration))
+    script = str(tiny.altered(tmp_path / "fails.py", alteration))
     tiny.change_run(settings, worker_num=1)
     process = subprocess.Popen(
         [command[0], script, *command[1:]], env=tiny.environment(), stderr=subprocess.PIPE, text=True,
@@ -131,8 +116,8 @@ train.Trainer.publish = slowly
 
 
 def test_a_signal_while_the_model_is_published_undoes_nothing(settings: Path, tmp_path: Path) -> None:
-    process = _launch(settings, "published", _altered(tmp_path / "slow.py", SLOW_TO_PUBLISH))
-    _wait_for(tiny.folder_of(settings, "published") / "work/publishing", "", process)
+    process = _launch(settings, "published", tiny.altered(tmp_path / "slow.py", SLOW_TO_PUBLISH))
+    tiny.wait_for(tiny.folder_of(settings, "published") / "work/publishing", "", process)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "all was done when the signal came" in said and "Traceback" not in said
@@ -153,9 +138,9 @@ def test_a_later_start_of_the_job_has_the_earlier_one_save_and_goes_on(
     )
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(scontrol.parent), os.environ["PATH"]]))
-    often = _altered(tmp_path / "often.py", "from lucavirus import guard\nguard._LOOK_SECONDS = 0.1")
+    often = tiny.altered(tmp_path / "often.py", "from lucavirus import guard\nguard._LOOK_SECONDS = 0.1")
     earlier = _launch(settings, "lost", often)
-    _wait_for(tiny.folder_of(settings, "lost") / "work/metrics.jsonl", '"update": 2,', earlier)
+    tiny.wait_for(tiny.folder_of(settings, "lost") / "work/metrics.jsonl", '"update": 2,', earlier)
     restarts.write_text("1")
     later = _launch(settings, "lost")
     assert "start it again to continue" in earlier.communicate(timeout=60)[0]

@@ -105,3 +105,12 @@ def test_a_stage_that_has_saved_tells_snakemake_so_whatever_torchruns_status(sta
     text = "import os; open(os.environ['LUCAVIRUS_ERROR_FILE'], 'a').write('preempted: saved\\n'); exit({})"
     assert run(start(text.format(1))) == (75, "preempted: saved\n")
     assert run(start(text.format(0)))[0] == 0
+
+
+def test_a_job_that_is_given_back_leaves_no_report_behind(start: Start, tmp_path: Path, job: Path) -> None:
+    job.write_text("JobState=RUNNING Restarts=4 EndTime=Unknown PreemptTime=None")
+    text = "import os; from lucavirus.errors import SAVED, TIME_LIMIT, report\n"
+    text += "report(f'{SAVED}: saved {TIME_LIMIT}'); print(os.environ['LUCAVIRUS_ERROR_FILE'], flush=True); exit(1)"
+    _, screen = run(start(text))
+    assert screen.startswith(f"{tmp_path}/log.errors4\n") and given_back(tmp_path)
+    assert list(tmp_path.glob("log.errors*")) == []

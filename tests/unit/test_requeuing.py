@@ -93,8 +93,17 @@ def test_a_stage_that_is_done_while_preempted_starts_again_because_snakemake_del
 ) -> None:
     monkeypatch.setattr(slurm, "being_preempted", lambda number, patience: preempted and patience == 0)
     said: list[str] = []
-    Requeue(tmp_path / "count", tmp_path if training else None, "7").follow_up(Ending.DONE, said.append)
+    job = Requeue(tmp_path / "count", tmp_path if training else None, "7")
+    job.follow_up(Ending.DONE, said.append)
     assert (requeued == ["7"], len(said)) == (again, again)
+
+    def refused(number: str, start: str) -> bool:
+        raise UserError("requeueing is disabled", where="scontrol")
+
+    monkeypatch.setattr(slurm, "requeue", refused)
+    job.follow_up(Ending.DONE, said.append)
+    told = "error: the job could not be given back to the queue: scontrol: requeueing is disabled"
+    assert (said[-1:] == [told]) is again
 
 
 def test_a_stage_that_is_done_is_done_though_slurm_does_not_answer(

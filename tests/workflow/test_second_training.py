@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lucavirus.guard import only_owner
-from lucavirus.launch import only_start
+from lucavirus.guard import only_owner, only_start
 from tests.workflow.conftest import Snakemake
 
 
