@@ -264,3 +264,12 @@ def test_an_owner_looks_from_time_to_time_only(tmp_path: Path, monkeypatch: pyte
         now[0] += 11
         assert owner.asked_to_end()
         assert not owner.asked_to_end()
+
+
+def test_outside_of_slurm_another_name_in_the_lock_ends_nobody(
+    tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with only_owner(tmp_path) as owner:
+        (tmp_path / "lock").write_text('{"job": ""}')
+        assert not owner.asked_to_end()
