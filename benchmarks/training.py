@@ -1,9 +1,10 @@
 """Tokens a second, MFU and memory of a training as users run it: data loader, packs and updates, on GPUs or the CPU.
 
 By default the model of full size. Under torchrun all ranks train together. The first rank prints one JSON object:
-`capacity_s` to place the model and search the largest pack, `first_update_s` with compilation, and of the other updates
-medians: tokens a second of all ranks, MFU (the encoder's work on real tokens beside the peak in bf16; 0 where that is
-not known), and the shares of the time spent waiting for data and for the reduction of gradients.
+`capacity_s` to place the model and search the largest pack, `first_update_s` with compilation, and of the updates
+after `--warm-up` medians: tokens a second of all ranks, MFU (the encoder's work on real tokens beside the peak in bf16;
+0 where that is not known), and the shares of the time spent waiting for data and for the reduction of gradients. The
+first updates of a GPU are slower, 50 were enough (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def make_run(args: argparse.Namespace, gpus: int) -> Run:
     )  # fmt: skip
 
 
-def measure(run: Run, data: Path, ranks: Ranks, count: int, profile_to: Path | None) -> dict[str, Any]:
-    """Make `count` updates after a first one; `profile_to` is where the kernels of two more are listed."""
+def measure(run: Run, data: Path, ranks: Ranks, warm_up: int, count: int, profile_to: Path | None) -> dict[str, Any]:
+    """Make `count` updates after those to warm up; `profile_to` is where the kernels of two more are listed."""
     set_determinism(run)
     prepared = prepare("full", run, data)
     memory.prepare_for_model(prepared.architecture.weights)
@@ -61,11 +62,13 @@ def measure(run: Run, data: Path, ranks: Ranks, count: int, profile_to: Path | N
     updater = make_updater(prepared, model, State(resolved={"max_steps": 1000}), ranks)
     capacity_s = time.perf_counter() - started
     batches = Batches.of(prepared, updater.compute, ranks)
-    last = count + 1 + (_PROFILED_UPDATES if profile_to else 0)
+    end = warm_up + count
+    last = end + (_PROFILED_UPDATES if profile_to else 0)
     with closing(updates(batches, 0, last, ranks.device)) as arriving:
-        first, *rows = [_update(updater, number, arriving, ranks) for number in range(count + 1)]
+        made = [_update(updater, number, arriving, ranks) for number in range(end)]
         if profile_to:
-            _list_kernels(updater, count + 1, arriving, ranks, profile_to)
+            _list_kernels(updater, end, arriving, ranks, profile_to)
+    rows = made[warm_up:]
     peak = peak_flops(updater.compute.device_name)
     for row in rows:
         work = encoder_flops(prepared.architecture, row["tokens"], row["squares"])
@@ -79,7 +82,7 @@ def measure(run: Run, data: Path, ranks: Ranks, count: int, profile_to: Path | N
         "precision": str(updater.compute.dtype), "attention": updater.compute.attention,
         "parallel": updater.compute.parallel, "parameters": count_parameters(model),
         "capacity": updater.compute.capacity, "capacity_s": capacity_s,
-        "first_update_s": first["seconds"], "updates": count,
+        "first_update_s": made[0]["seconds"], "updates": count,
         **{name: statistics.median(row[name] for row in rows) for name in shown},
         "peak_memory_mb": peak_memory_mb(ranks.device),
     }  # fmt: skip
@@ -117,6 +120,7 @@ def main() -> None:
     parser.add_argument("--attention-heads", type=int, default=20)
     parser.add_argument("--heads", type=float, default=1.0, help="part of SPEC's head sizes")
     parser.add_argument("--sequences", type=int, default=32, help="of each rank and update")
+    parser.add_argument("--warm-up", type=int, default=1, help="updates before those that are measured")
     parser.add_argument("--updates", type=int, default=20, help="measured updates")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
@@ -135,7 +139,7 @@ def main() -> None:
         if ranks.first and not data.exists():
             make_project(folder, run, args.csv)
         ranks.barrier()
-        result = measure(run, data, ranks, args.updates, args.profile)
+        result = measure(run, data, ranks, args.warm_up, args.updates, args.profile)
         if ranks.first:
             print(json.dumps(result))
 

@@ -6,11 +6,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -97,6 +97,24 @@ class Ranks:
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def fetch(numbers: Tensor) -> Callable[[], list[float]]:
+    """Begin to read numbers (n,) from a device; call what is returned to have them.
+
+    A GPU is waited for only then, and not for what it has been given to do in between.
+    """
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    arriving, done = torch.empty_like(numbers, device="cpu", pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arriving.copy_(numbers, non_blocking=True)
+    done.record()
+
+    def read() -> list[float]:
+        done.synchronize()
+        return cast("list[float]", arriving.tolist())
+
+    return read
 
 
 class Stopwatch:

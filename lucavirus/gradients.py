@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 from lucavirus.distributed import Ranks
+from lucavirus.linear import Linear
+from lucavirus.mixed import Sums
 from lucavirus.model import LucaVirus
 from lucavirus.sharding import whole
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _PART = 2**14  # numbers whose squares are added up at once
+_ALIGNMENT = 4  # a parameter's numbers begin at a multiple of 16 bytes, as products on GPUs want them
 
 
 class Gradients(Protocol):
@@ -40,19 +45,10 @@ class Gradients(Protocol):
     def norm(self) -> Tensor:
         """Their norm, float32 ()."""
 
-    def scale(self, factor: float) -> None:
-        """Multiply them."""
 
-
-def clip(gradients: Gradients, max_norm: float) -> float:
-    """Scale gradients to at most `max_norm`; returns the norm they had, for which a GPU is waited for.
-
-    Those within it, or of no finite norm, stay as they are.
-    """
-    norm: float = gradients.norm().item()
-    if 0 < (factor := max_norm / (norm + 1e-6)) < 1:
-        gradients.scale(factor)
-    return norm
+def divisor(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of this norm are divided by to have at most `max_norm`, float32 (); 1 where they have no more."""
+    return ((norm + 1e-6) / max_norm).clamp(min=1)
 
 
 def _norm(flat: Tensor) -> Tensor:
@@ -66,32 +62,47 @@ def _norm(flat: Tensor) -> Tensor:
     return norm
 
 
+def _add_up_in(model: LucaVirus) -> Iterator[nn.Parameter]:
+    """Have linear layers add up in their parameters' gradients; yields these parameters."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            # Tensors of their own in the same memory. Views would share the buffer's version, so that autograd took the
+            # sums of other layers for a change of what this one has saved; and the compiler added to copies of them.
+            module.sums = Sums(*(from_dlpack(gradient) for gradient in (module.weight.grad, module.bias.grad)))
+            yield from module.parameters()
+
+
 class FlatGradients:
     """All gradients in one flat float32 buffer, with room for statistics.
 
     A parameter without gradient in an update (a head without labels) has a gradient of 0, on every rank alike. The
-    layers are reduced while the last pack's backward pass still computes those below them, the rest after it.
+    layers are reduced while the last pack's backward pass still computes those below them, the rest after it. With
+    `mixed` linear layers add theirs up by themselves (mixed.py); autograd does not see them.
     """
 
-    def __init__(self, model: LucaVirus, ranks: Ranks, statistics: int) -> None:
+    def __init__(self, model: LucaVirus, ranks: Ranks, statistics: int, *, mixed: bool = False) -> None:
         parameters = list(model.parameters())
         self.ranks = ranks
-        self._size = sum(parameter.numel() for parameter in parameters)
+        self._places: dict[nn.Parameter, slice] = {}
+        self._size = 0
+        for parameter in parameters:
+            self._places[parameter] = slice(self._size, self._size + parameter.numel())
+            self._size += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
         self._buffer = torch.zeros(self._size + statistics, dtype=torch.float32, device=parameters[0].device)
         self.statistics = self._buffer[self._size :]
-        self._places: dict[nn.Parameter, slice] = {}
-        start = 0
         for parameter in parameters:
-            self._places[parameter] = slice(start, start := start + parameter.numel())
             parameter.grad = self._buffer[self._places[parameter]].view_as(parameter)
+        unseen = set(_add_up_in(model)) if mixed else set()
         self.loss_scale = 1
         self._last = False
         self._missing: list[int] = []
         self._works: list[dist.Work | None] = []
         # In the order of a backward pass, which is the same on every rank: so are the collectives.
         self._layers = [list(layer.parameters()) for layer in reversed(model.layers)]
+        # The gradient of its first LayerNorm ends a layer's backward pass: no other comes after it, seen or not.
+        self._seen = [[parameter for parameter in layer if parameter not in unseen] for layer in self._layers]
         if ranks.world_size > 1:
-            for number, layer in enumerate(self._layers):
+            for number, layer in enumerate(self._seen):
                 for parameter in layer:
                     parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                         lambda _, number=number: self._arrived(number)
@@ -99,7 +110,7 @@ class FlatGradients:
 
     @property
     def flat(self) -> Tensor:
-        """All gradients, float32 (parameters,)."""
+        """All gradients, float32 (parameters,), with zeros between them."""
         return self._buffer[: self._size]
 
     def clear(self) -> None:
@@ -110,7 +121,7 @@ class FlatGradients:
     def expect(self, *, last: bool) -> None:
         """Announce the next backward pass."""
         self._last = last
-        self._missing = [len(layer) for layer in self._layers]
+        self._missing = [len(layer) for layer in self._seen]
         self._works = []
 
     def _arrived(self, number: int) -> None:
@@ -147,10 +158,6 @@ class FlatGradients:
         """Their norm."""
         return _norm(self.flat)
 
-    def scale(self, factor: float) -> None:
-        """Multiply them."""
-        self.flat.mul_(factor)
-
 
 class ShardedGradients:
     """Gradients of a model whose parameters FSDP2 divides among ranks: reduced in the last pack's backward pass.
@@ -181,15 +188,8 @@ class ShardedGradients:
 
     def norm(self) -> Tensor:
         """Their norm, the same on every rank."""
-        return whole(nn.utils.get_total_norm(self._gradients()))
-
-    def scale(self, factor: float) -> None:
-        """Multiply them."""
-        for gradient in self._gradients():
-            gradient.mul_(factor)
-
-    def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        return whole(nn.utils.get_total_norm(gradients))
 
     def _parameters(self) -> list[nn.Parameter]:
         return list(cast(nn.Module, self.model).parameters())

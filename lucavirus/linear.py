@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lucavirus import mixed
+
 ONEDNN: bool = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -38,11 +40,14 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, *, in_place: bool = False) -> None:
         super().__init__(inputs, outputs)
         self.in_place = in_place
+        self.sums: mixed.Sums | None = None  # set where a GPU computes in 16 bits (gradients.py)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (M, in) to (M, out)."""
         if is_ours(x):
             return _Product.apply(x, self.weight, self.bias, self.in_place)  # type: ignore[no-any-return, no-untyped-call]
+        if self.sums is not None and torch.is_grad_enabled():
+            return mixed.product(x, self.weight, self.bias, self.sums)
         return F.linear(x, self.weight, self.bias)
 
 

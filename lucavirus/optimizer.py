@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from lucavirus.config import Run
+from lucavirus.sharding import local
 
 _BETAS, _EPS = (0.9, 0.99), 1e-8
 
@@ -33,16 +35,20 @@ class AdamW:
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Change the parameters that have a gradient; nothing is synchronised."""
+    def step(self, divisor: Tensor | None = None, skipped: Tensor | None = None) -> None:
+        """Change the parameters that have a gradient; nothing is synchronised.
+
+        On the device, float32 (): gradients are first divided by `divisor`; where `skipped` is 1 nothing changes.
+        """
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in parameters]
             states = [self._state(parameter) for parameter in parameters]
             first, second, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
             adamw(
-                parameters, [parameter.grad for parameter in parameters], first, second, [], steps,
-                fused=True, amsgrad=False, maximize=False, beta1=_BETAS[0], beta2=_BETAS[1], eps=_EPS,
-                lr=group["lr"], weight_decay=group["weight_decay"],
+                _parts(parameters), _parts(gradients), _parts(first), _parts(second), [], steps,
+                fused=True, grad_scale=divisor, found_inf=skipped, amsgrad=False, maximize=False,
+                beta1=_BETAS[0], beta2=_BETAS[1], eps=_EPS, lr=group["lr"], weight_decay=group["weight_decay"],
             )  # fmt: skip
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -53,6 +59,10 @@ class AdamW:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
         return self.state[parameter]
+
+
+def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [local(tensor) for tensor in tensors]
 
 
 def make_optimizer(model: nn.Module, run: Run) -> AdamW:

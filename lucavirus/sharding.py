@@ -98,6 +98,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, in the same memory."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """This rank's part of a whole tensor, on the device of `other` and divided as `other` is."""
     if _is_sharded(other):

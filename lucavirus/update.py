@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from lucavirus.compute import Compute
 from lucavirus.config import Run
-from lucavirus.distributed import Ranks, Stopwatch
-from lucavirus.gradients import FlatGradients, Gradients, ShardedGradients, clip
+from lucavirus.distributed import Ranks, Stopwatch, fetch
+from lucavirus.gradients import FlatGradients, Gradients, ShardedGradients, divisor
 from lucavirus.losses import row_losses
 from lucavirus.model import LucaVirus
 from lucavirus.optimizer import learning_rate, make_optimizer
@@ -29,8 +28,12 @@ class Updater:
         self.model, self.run, self.compute, self.max_steps, self.ranks = model, run, compute, max_steps, ranks
         self.optimizer = make_optimizer(model, run)
         self.reduce_watch = Stopwatch(ranks.device)
-        kind = ShardedGradients if compute.parallel == "fsdp" else FlatGradients
-        self._gradients: Gradients = kind(model, ranks, len(STATISTICS))
+        self._gradients: Gradients
+        if compute.parallel == "fsdp":
+            self._gradients = ShardedGradients(model, ranks, len(STATISTICS))
+        else:
+            mixed = ranks.device.type == "cuda" and compute.dtype != torch.float32
+            self._gradients = FlatGradients(model, ranks, len(STATISTICS), mixed=mixed)
 
     def learning_rate(self, update: int) -> float:
         """Rate of update `update`, counted from 1."""
@@ -41,7 +44,8 @@ class Updater:
         """Do update `update` (from 1) on this rank's packs; returns the statistics over all ranks, and the norm.
 
         `wishes` (stop, save) of each rank are added up too, so that ranks agree on them. Weights and moments stay as
-        they were when the norm is not finite. A GPU is waited for once, before the optimizer's step, to read both.
+        they were when the norm is not finite. A GPU is waited for once, to read both; it makes the optimizer's step
+        meanwhile.
         """
         self._gradients.clear()
         self._forward_and_backward(packs)
@@ -50,12 +54,13 @@ class Updater:
             statistics[PLACE[wish]] = float(there)
         with self.reduce_watch:
             self._gradients.reduce()
-        norm, found = clip(self._gradients, self.run.max_grad_norm), statistics.tolist()
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(update)
-            self.optimizer.step()
-        return found, norm
+        norm = self._gradients.norm()
+        read = fetch(torch.cat([statistics, norm[None]]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(update)
+        self.optimizer.step(divisor(norm, self.run.max_grad_norm), (~norm.isfinite()).float())
+        *found, its_norm = read()
+        return found, its_norm
 
     def rehearse(self, pack: Pack) -> None:
         """Compute the gradients of a pack on this rank, and forget them; only memory is touched."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lucavirus.config import Model, Run
-from lucavirus.gradients import FlatGradients, clip
+from lucavirus.gradients import FlatGradients, divisor
 from lucavirus.model import Architecture, LucaVirus
 from lucavirus.optimizer import learning_rate, make_optimizer
 from tests import tiny
@@ -108,7 +108,7 @@ class OneLayer(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(2, 1)])
 
 
-def test_gradients_gather_in_one_buffer_and_are_clipped() -> None:
+def test_gradients_gather_in_one_buffer() -> None:
     model = OneLayer()
     layer = model.layers[0]
     gradients = FlatGradients(cast(LucaVirus, model), tiny.ALONE, statistics=2)
@@ -116,16 +116,35 @@ def test_gradients_gather_in_one_buffer_and_are_clipped() -> None:
     for _ in range(2):
         layer(torch.tensor([[3.0, 0.0]])).sum().backward()
     gradients.statistics[1] += 5
-    assert gradients.flat.tolist() == [6, 0, 2] and gradients.statistics.tolist() == [0, 5]
-    assert clip(gradients, 1.0) == pytest.approx(40**0.5)
-    assert layer.weight.grad is not None and layer.weight.grad.tolist()[0] == pytest.approx([6 / 40**0.5, 0])
-    assert gradients.statistics.tolist() == [0, 5]
-    clipped = gradients.flat.clone()
-    assert clip(gradients, 10.0) == pytest.approx(1.0) and gradients.flat.equal(clipped)
-    assert clipped.tolist() == pytest.approx([6 / 40**0.5, 0, 2 / 40**0.5])
-    assert clip(gradients, 1.2) == pytest.approx(1.0) and gradients.flat.equal(clipped)
-    gradients.flat[0] = torch.inf
-    assert clip(gradients, 1.0) == torch.inf and gradients.flat[1:].equal(clipped[1:])
+    # Each parameter begins at a multiple of 16 bytes.
+    assert gradients.flat.tolist() == [6, 0, 0, 0, 2, 0, 0, 0] and gradients.statistics.tolist() == [0, 5]
+    assert gradients.norm().item() == pytest.approx(40**0.5)
+    gradients.clear()
+    assert layer.weight.grad is not None and not layer.weight.grad.any() and not gradients.statistics.any()
+
+
+def test_what_clips_gradients() -> None:
+    found = [divisor(torch.tensor(norm), 2.0).item() for norm in (0.0, 1.99, 4.0, torch.inf)]
+    assert found == [1.0, 1.0, pytest.approx(2.0), torch.inf]
+
+
+def test_a_step_divides_gradients_or_leaves_all_as_it_is() -> None:
+    models = _model(), _model()
+    optimizers = [make_optimizer(model, Run(learning_rate=0.1)) for model in models]
+    for mine, other in zip(*(model.parameters() for model in models), strict=True):
+        mine.grad = torch.randn(mine.shape)
+        other.grad = mine.grad / 4
+    optimizers[0].step(torch.tensor(4.0), torch.tensor(0.0))
+    optimizers[1].step()
+    pairs = list(zip(*(model.parameters() for model in models), strict=True))
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    for parameter in models[0].parameters():
+        cast(torch.Tensor, parameter.grad).fill_(torch.nan)
+    optimizers[0].step(torch.tensor(torch.nan), torch.tensor(1.0))
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    for mine, other in pairs:
+        states = optimizers[0].state[mine], optimizers[1].state[other]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
 
 
 def test_the_norm_of_many_numbers_is_exact() -> None:
