@@ -58,21 +58,22 @@ class Owner:
             return False
         if first != self.line and self.job and _told(first).get("job") == self.job:
             hint = "nothing: that one goes on"
-            raise UserError("another start of this training has taken it over", where=str(self.lock.parent), hint=hint)
+            raise UserError("another start has taken it over", where=str(self.lock.parent), hint=hint)
         return first == self.line and bool(more)
 
 
 @contextmanager
 def only_owner(
-    folder: Path, *, patience: float = 0.0, ask_slurm: bool = True, job: str = "",
-    name: str = "lock", what: str = "training of this run",
+    folder: Path, *, patience: float = 0.0, ask_slurm: bool = True, job: str = "", look: bool = False,
+    name: str = "lock", what: str = "training of this run", where: Path | None = None,
 ) -> Iterator[Owner]:  # fmt: skip
     """Hold the lock of a run's work folder, or another lock; the kernel frees a dead owner's.
 
-    `name` is the lock's file in the folder, `what` is what it lets nobody begin. Locks may not reach other nodes: the
-    owner's Slurm job, while it lives, holds the folder as well (unless not to `ask_slurm`). Waits `patience` seconds
-    for an owner that may be about to end; then raises UserError with its host and pid, or its job. An earlier start of
-    `job`, the Slurm job that this process has for itself, is asked to end and waited for longer.
+    `name` is the lock's file in the folder, `what` is what it lets nobody begin, `where` is named in errors. Locks may
+    not reach other nodes: the owner's Slurm job, while it lives, holds the folder as well (unless not to `ask_slurm`).
+    Waits `patience` seconds for an owner that may be about to end; then raises UserError with its host and pid, or its
+    job. An earlier start of `job`, the Slurm job that this process has for itself, is asked to end and waited for
+    longer. Who only has a `look` leaves no name.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +93,14 @@ def only_owner(
             if time.monotonic() >= deadline:
                 raise (EarlierStart if earlier else UserError)(
                     f"another {what} is going on: {owner}",
-                    where=str(folder),
+                    where=str(where or folder),
                     hint="wait for it, or end it (a training saves first); two runs side by side need two names",
                 )
             time.sleep(0.2)
         me = Owner(folder / name)
+        if look:  # nor takes away that of an owner whose lock does not reach us
+            yield me
+            return
         try:
             lock.truncate(0)
             os.write(lock.fileno(), me.line.encode())  # past the buffer, which closing would write once more
@@ -105,7 +109,8 @@ def only_owner(
         try:
             yield me
         finally:
-            lock.truncate(0)
+            if _first_line(lock).rstrip("\n") == me.line:  # not that of a later start, where there are no locks
+                lock.truncate(0)
 
 
 def stage_lock(log: Path) -> Path:
@@ -114,11 +119,14 @@ def stage_lock(log: Path) -> Path:
 
 
 def only_start(
-    log: Path, *, patience: float, ask_slurm: bool = True, job: str = ""
-) -> AbstractContextManager[Owner]:  # fmt: skip
+    log: Path, *, patience: float, ask_slurm: bool = True, job: str = "", look: bool = False
+) -> AbstractContextManager[Owner]:
     """Hold the lock of a stage, because two starts of it would write the same files; see only_owner."""
-    lock, what = stage_lock(log), "start of this stage"
-    return only_owner(lock.parent, name=lock.name, what=what, patience=patience, ask_slurm=ask_slurm, job=job)
+    lock = stage_lock(log)
+    return only_owner(
+        lock.parent, patience=patience, ask_slurm=ask_slurm, job=job, look=look,
+        name=lock.name, what="start of this stage", where=log,
+    )  # fmt: skip
 
 
 def _taken(lock: IO[str]) -> bool:

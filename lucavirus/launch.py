@@ -21,7 +21,7 @@ from typing import IO
 from lucavirus import slurm
 from lucavirus.claims import claimed_gpus
 from lucavirus.errors import DONE_BEFORE, PREEMPTED, SAVED, UserError
-from lucavirus.guard import EarlierStart, only_owner, only_start
+from lucavirus.guard import EarlierStart, Owner, only_owner, only_start
 from lucavirus.requeue import Ending, Requeue, TimeLimit, ending
 from lucavirus.screen import Output
 
@@ -80,12 +80,13 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
     requeue = Requeue(Path(f"{log.resolve()}.restarts"), guard, job, start)
     with contextlib.ExitStack() as held:
         output = Output(sys.stdout.buffer, held.enter_context(log.open("ab", buffering=0)), errors)
+        owner = None
         try:
             if guard:  # its first rank takes it for itself
-                with only_owner(guard, patience=GRACE_SECONDS, job=job):
+                with only_owner(guard, patience=GRACE_SECONDS, job=job, look=True):
                     pass
             else:
-                held.enter_context(only_start(log, patience=GRACE_SECONDS, job=job))
+                owner = held.enter_context(only_start(log, patience=GRACE_SECONDS, job=job))
             chosen = held.enter_context(claimed_gpus(gpus, output.say, parent))
         except UserError as error:
             output.say(f"error: {error}")
@@ -97,8 +98,9 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         errors.unlink(missing_ok=True)
         _set_process_option(PR_SET_CHILD_SUBREAPER, 1)
         child = _start(command, environment(command, errors) | chosen)
-        watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent)
+        watch = Watch(child, PASSED_ON_BY_SRUN if command[0] == "srun" else PASSED_ON, parent, owner)
         if not _follow(child, watch, output, TimeLimit(job if guard else "")):
+            errors.unlink(missing_ok=True)
             requeue.follow_up(Ending.TIME_IS_OVER, output.say)
             _end_leftovers()
             return 1
@@ -108,7 +110,7 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         status = 0 if message == DONE_BEFORE else child.returncode
         if guard and watch.stopped and status and not message:
             output.say(UNTOLD_END)
-        # A job that is given back ends below, and its next start has another name for it.
+        # A job that is given back ends below, and its next start has another name for this file.
         errors.unlink(missing_ok=True)
         requeue.follow_up(ending(status, message, told=watch.told_to_end), output.say)
     if message.startswith(SAVED) and status:  # torchrun turns the ranks' status into 1
@@ -198,16 +200,20 @@ def _stdout(child: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 class Watch:
-    """Passes the first signal on to the child, and stops it when Snakemake has died (the rules `exec` the launcher)."""
+    """Passes the first signal on to the child, and stops it when nobody waits for it any more.
+
+    That is when Snakemake has died (the rules `exec` the launcher), or when a later start of the Slurm job waits.
+    """
 
     def __init__(
-        self, child: subprocess.Popen[bytes], passed_on: Mapping[signal.Signals, signal.Signals], parent: int
-    ) -> None:
+        self, child: subprocess.Popen[bytes], passed_on: Mapping[signal.Signals, signal.Signals], parent: int,
+        owner: Owner | None = None,
+    ) -> None:  # fmt: skip
         """Take over the signals of this process; `passed_on` says which signal the child gets for each.
 
-        `parent` is the process that started this one.
+        `parent` is the process that started this one, `owner` holds the stage's lock (a training looks by itself).
         """
-        self.child, self.passed_on, self.parent = child, passed_on, parent
+        self.child, self.passed_on, self.parent, self.owner = child, passed_on, parent, owner
         self.stopped = self.told_to_end = False
         for number in passed_on:
             # Whoever typed nohup wants the training to outlive the terminal.
@@ -221,9 +227,15 @@ class Watch:
         self.stopped = True
 
     def check(self) -> None:
-        """Stop the child, once, when Snakemake is gone: nobody waits for its result any more."""
-        if not self.stopped and os.getppid() != self.parent:
+        """Stop the child, once, when nobody waits for its result any more."""
+        if not self.stopped and (os.getppid() != self.parent or self._later_start_waits()):
             self._forward(signal.SIGTERM, None)
+
+    def _later_start_waits(self) -> bool:
+        try:
+            return self.owner is not None and self.owner.asked_to_end()
+        except UserError:  # it has begun already, because the file system has no locks
+            return True
 
 
 def _end_leftovers() -> None:

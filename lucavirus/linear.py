@@ -1,7 +1,7 @@
 """Linear layers that keep less in fp32 on CPUs, and use the whole width of the processor there.
 
 On processors with AVX-512 that are not Intel's, MKL leaves it unused, and oneDNN reached 2.3 times its speed; without
-AVX-512, MKL is faster (docs/benchmarks.md). On other devices and in other precisions the layers are torch's own.
+AVX-512, MKL is faster (docs/benchmarks.md). GPUs that train in 16 bits have mixed.py; else the layers are torch's own.
 """
 
 from __future__ import annotations

@@ -50,11 +50,16 @@ class Requeue:
     start of the job this is (slurm.restarts).
     """
 
-    def __init__(self, file: Path, work: Path | None, job: str, start: str = "") -> None:
+    def __init__(self, file: Path, work: Path | None, job: str, start: str = "0") -> None:
         self.file, self.work, self.job, self.start = file, work, job, start
 
     def follow_up(self, end: Ending, say: Callable[[str], None]) -> None:
-        """Give the job back to the queue where it has to go on; does not return then."""
+        """Give the job back to the queue where it has to go on; Slurm ends this process then.
+
+        Does nothing where a later start of the job runs already.
+        """
+        if self.job and end is not Ending.DONE and self._later_start_runs():
+            return
         if not self.job or end in (Ending.DONE, Ending.REFUSED):
             self.file.unlink(missing_ok=True)
         if not self.job or end is Ending.REFUSED:
@@ -62,13 +67,19 @@ class Requeue:
         try:
             reason = self._reason(end)
             if reason:
-                say(f"{reason}: Slurm job {self.job} is given back to the queue and goes on by itself")
+                say(f"{reason}: Slurm job {self.job} is being given back to the queue, to go on by itself")
                 if slurm.requeue(self.job, self.start):
                     time.sleep(_GIVEN_BACK_SECONDS)  # Slurm ends this process
         except UserError as error:
             say(f"error: the job could not be given back to the queue: {error}")
             if end is Ending.TIME_LIMIT:
                 say("all is saved: the same command goes on")
+
+    def _later_start_runs(self) -> bool:
+        try:
+            return slurm.later_start_runs(self.job, self.start)
+        except UserError:  # asked again before the job is given back
+            return False
 
     def _reason(self, end: Ending) -> str:
         if end is Ending.DONE:

@@ -135,24 +135,39 @@ def end_time(number: str) -> float:
 
 
 def restarts(number: str) -> str:
-    """How often Slurm has started the job again: which start this one is. Empty where there is no answer."""
+    """How often Slurm has started the own job again: which start of it this one is.
+
+    The environment is asked where Slurm does not answer, not first: that of who submitted the job may be left in it.
+    """
+    here = os.environ.get("SLURM_RESTART_COUNT", "0")
     try:
-        return fields(number).get("Restarts", "")
+        return fields(number).get("Restarts", here)
     except UserError:
-        return ""
+        return here
+
+
+def later_start_runs(number: str, start: str) -> bool:
+    """True where Slurm has started the job again since `start`, elsewhere, because it has lost that node.
+
+    Raises UserError where it does not answer.
+    """
+    return _is_later(fields(number), start)
+
+
+def _is_later(found: dict[str, str], start: str) -> bool:
+    return int(found.get("Restarts", start)) > int(start)
 
 
 def requeue(number: str, start: str) -> bool:
     """Give the own job back to the queue, which ends it here and starts it again later under the same number.
 
-    Waits for a controller that does not answer. A job that was cancelled meanwhile stays cancelled. False where another
-    `start` than this one runs on other nodes, because Slurm has lost ours: that one goes on. Raises UserError where
-    Slurm refuses.
+    Waits for a controller that does not answer. A job that was cancelled meanwhile stays cancelled. False where a later
+    start than `start` runs: that one goes on. Raises UserError where Slurm refuses.
     """
 
     def once() -> bool:
         found = fields(number)
-        if start and found.get("Restarts") != start:
+        if _is_later(found, start):
             return False
         if found.get("JobState") == "RUNNING":
             _ask("scontrol", "requeue", number)

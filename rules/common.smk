@@ -54,9 +54,9 @@ def refuse_second_starts() -> None:
             "into the queue; where it is PENDING, `scancel` and its number takes it out there. Its log: train.log in the "
             "work folder of the run"
         )
-    patience = {"patience": GRACE_SECONDS, "ask_slurm": slurm_answers}
+    look = {"patience": GRACE_SECONDS, "ask_slurm": slurm_answers, "look": True}
     try:
-        for lock in [only_owner(work, **patience) for work in works] + [only_start(log, **patience) for log in logs]:
+        for lock in [only_owner(work, **look) for work in works] + [only_start(log, **look) for log in logs]:
             with lock:
                 pass
     except UserError as error:

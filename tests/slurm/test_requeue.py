@@ -77,12 +77,14 @@ def test_a_more_urgent_job_takes_the_nodes(demo: Demo, whole: Demo) -> None:
     demo.profile(gres="gpu:h100:4")
     snakemake = demo.snakemake("train_full")
     demo.wait_for(demo.reached(20))
+    job = demo.training()["JobId"]
     urgent = command(
         "sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"
     )
     assert snakemake.wait(150) == 0, demo.said
     assert "JobState=COMPLETED" in command("scontrol", "show", "job", urgent.strip())
     assert "a more urgent job takes the nodes: Slurm job" in demo.log()
+    assert "PreemptTime=None" in command("scontrol", "show", "job", job)  # a later crash is none of its own
     assert equal_weights(demo, whole)
 
 

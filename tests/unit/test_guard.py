@@ -18,7 +18,7 @@ import pytest
 
 from lucavirus import guard
 from lucavirus.errors import UserError
-from lucavirus.guard import EarlierStart, Owner, StopRequest, only_owner
+from lucavirus.guard import EarlierStart, Owner, StopRequest, only_owner, only_start
 from lucavirus.launch import launch
 from lucavirus.requeue import Ending
 
@@ -84,7 +84,6 @@ def test_the_launcher_counts_an_earlier_start_that_does_not_end_as_a_crash(
 ) -> None:
     followed_up: list[Ending] = []
     monkeypatch.setattr(guard, "_EARLIER_SECONDS", 0.3)
-    monkeypatch.setattr("lucavirus.launch.slurm.restarts", lambda number: number + "th")
     monkeypatch.setattr("lucavirus.launch.Requeue.follow_up", lambda self, end, say: followed_up.append(end))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("LUCAVIRUS_OWN_JOB", "1")
@@ -235,13 +234,19 @@ def test_nobody_else_asks_an_owner_to_end(tmp_path: Path, at_once: None, job: st
         assert not isinstance(told.value, EarlierStart) and not owner.asked_to_end()
 
 
-def test_where_no_lock_reaches_the_earlier_start_sees_that_nothing_is_its_own_any_more(
-    tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks."""
+
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_where_no_lock_reaches_the_earlier_start_sees_that_nothing_is_its_own_any_more(
+    tmp_path: Path, at_once: None, no_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with only_owner(tmp_path) as owner:
         for nothing in ("", '{"job": "8"}\nanother waits', "{"):  # of a mere look, of another job, half written
             (tmp_path / "lock").write_text(nothing)
@@ -251,8 +256,41 @@ def test_where_no_lock_reaches_the_earlier_start_sees_that_nothing_is_its_own_an
         monkeypatch.setattr(guard.os, "getpid", lambda: 1)
         with only_owner(tmp_path, job="7") as later:
             assert not later.asked_to_end()
-            with pytest.raises(UserError, match="another start of this training has taken it over"):
+            with pytest.raises(UserError, match="another start has taken it over"):
                 owner.asked_to_end()
+
+
+def test_a_look_leaves_the_owners_name_where_no_lock_reaches(tmp_path: Path, no_locks: None, queue: Path) -> None:
+    """Slurm may not answer who only looks, and answer the one that begins."""
+    queue.write_text("7|RUNNING|node1\n")
+    (tmp_path / "lock").write_text('{"job": "7"}')
+    with only_owner(tmp_path, ask_slurm=False, look=True):
+        pass
+    with pytest.raises(UserError, match=r"Slurm job 7 \(RUNNING on node1\)"), only_owner(tmp_path):
+        pass
+
+
+def test_who_was_taken_over_leaves_the_new_owners_name(
+    tmp_path: Path, at_once: None, no_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with only_owner(tmp_path):
+        monkeypatch.setattr(guard.os, "getpid", lambda: 1)
+        later = only_owner(tmp_path, job="7")
+        name = later.__enter__().line
+    assert (tmp_path / "lock").read_text() == name
+    later.__exit__(None, None, None)
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def test_a_stage_is_named_by_its_log(tmp_path: Path) -> None:
+    with only_start(tmp_path / "a.log", patience=0):
+        with only_start(tmp_path / "b.log", patience=0):
+            pass
+        with (
+            pytest.raises(UserError, match=rf"^{tmp_path}/a.log: another start of this stage is going on"),
+            only_start(tmp_path / "a.log", patience=0),
+        ):
+            pass
 
 
 def test_an_owner_looks_from_time_to_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

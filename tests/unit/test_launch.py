@@ -180,7 +180,7 @@ def test_a_stage_starts_once_at_a_time(start: Start, tmp_path: Path, monkeypatch
     assert first.stdout is not None and first.stdout.readline() == b"begun\n"
     (tmp_path / "log.errors").write_text("of the first")
     assert launch(["python", "-c", "print('twice')"], tmp_path / "log") == 1
-    told = f"error: {tmp_path}: another start of this stage is going on: process {first.pid} on "
+    told = f"error: {tmp_path}/log: another start of this stage is going on: process {first.pid} on "
     assert told in (log := (tmp_path / "log").read_text()) and "twice" not in log
     assert (tmp_path / "log.errors").read_text() == "of the first"
     first.kill()

@@ -46,7 +46,7 @@ def test_after_a_crash_the_workflows_job_is_given_back_but_no_users(
         monkeypatch.delenv("LUCAVIRUS_OWN_JOB")
     assert run(start("exit(3)"))[0] == (-signal.SIGKILL if own else 3)
     assert given_back(tmp_path) is own
-    told = "failed (start 1 of 2 after a failure): Slurm job 7 is given back to the queue and goes on by itself"
+    told = "failed (start 1 of 2 after a failure): Slurm job 7 is being given back to the queue, to go on by itself"
     assert (tmp_path / "log").read_text() == (f"{told}\n" if own else "")
 
 

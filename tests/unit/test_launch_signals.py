@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lucavirus.errors import UserError
 from lucavirus.launch import PASSED_ON, Watch
 from tests.launching import LAUNCHER, Start, alive, child_pid, counting, run, wait_for
 
@@ -95,6 +96,23 @@ def test_the_child_is_told_once_of_snakemakes_death(monkeypatch: pytest.MonkeyPa
     watch.check()
     watch.check()
     assert told == [signal.SIGTERM]
+
+
+def test_the_child_is_told_once_that_a_later_start_waits_or_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    child: Any = SimpleNamespace(send_signal=told.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def taken_over() -> bool:
+        raise UserError("another start has taken it over")
+
+    for asked, expected in ((lambda: False, []), (lambda: True, [signal.SIGTERM]), (taken_over, [signal.SIGTERM])):
+        told.clear()
+        owner: Any = SimpleNamespace(asked_to_end=asked)
+        watch = Watch(child, PASSED_ON, os.getppid(), owner)
+        watch.check()
+        watch.check()
+        assert told == expected
 
 
 def test_the_child_is_told_to_stop_when_the_launcher_is_killed(start: Start, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     numbers: list[str] = []
     monkeypatch.setattr(slurm, "requeue", lambda number, start: numbers.append(number) or True)
     monkeypatch.setattr(slurm, "being_preempted", lambda number, patience=None: False)
+    monkeypatch.setattr(slurm, "fields", lambda number: {})
     monkeypatch.setattr(requeue, "_GIVEN_BACK_SECONDS", 0)
     return numbers
 
@@ -49,10 +50,24 @@ def test_crashes_without_progress_come_to_an_end(tmp_path: Path, requeued: list[
     assert not (tmp_path / "count").exists()
 
 
+@pytest.mark.parametrize("end", [Ending.CRASHED, Ending.REFUSED, Ending.TIME_LIMIT, Ending.ASKED])
+def test_a_start_that_slurm_has_lost_leaves_all_to_the_later_one(
+    end: Ending, tmp_path: Path, requeued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "fields", lambda number: {"Restarts": "1"})
+    said: list[str] = []
+    Requeue(tmp_path / "count", None, "7", "1").follow_up(Ending.CRASHED, said.append)
+    counted = (tmp_path / "count").read_text()
+    assert (requeued, len(said)) == (["7"], 1)
+    Requeue(tmp_path / "count", None, "7", "0").follow_up(end, said.append)
+    assert (tmp_path / "count").read_text() == counted and (requeued, len(said)) == (["7"], 1)
+
+
 def test_who_has_given_a_job_back_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Snakemake would take the exit of a job that Slurm has not ended yet for a failure."""
     happened: list[Any] = []
     monkeypatch.setattr(requeue.time, "sleep", happened.append)
+    monkeypatch.setattr(slurm, "fields", lambda number: {})
     job = Requeue(tmp_path / "count", None, "7")
     for later_start in (True, False):
         monkeypatch.setattr(
@@ -67,7 +82,7 @@ def test_who_has_given_a_job_back_waits_for_its_end(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(slurm, "requeue", refused)
     job.follow_up(Ending.TIME_LIMIT, happened.append)
     assert happened[3:] == [
-        "the time limit is near, all is saved: Slurm job 7 is given back to the queue and goes on by itself",
+        "the time limit is near, all is saved: Slurm job 7 is being given back to the queue, to go on by itself",
         "error: the job could not be given back to the queue: scontrol: requeueing is disabled",
         "all is saved: the same command goes on",
     ]
@@ -80,7 +95,7 @@ def test_a_preemption_is_no_crash_and_never_counts(
     monkeypatch.setattr(slurm, "being_preempted", lambda number, patience=None: True)
     for end in (Ending.CRASHED, Ending.CRASHED, Ending.CRASHED, Ending.ASKED):
         Requeue(tmp_path / "count", tmp_path, "7").follow_up(end, said.append)
-    back = "Slurm job 7 is given back to the queue and goes on by itself"
+    back = "Slurm job 7 is being given back to the queue, to go on by itself"
     assert said == [f"a more urgent job takes the nodes: {back}"] * 4 and requeued == ["7"] * 4
     assert not (tmp_path / "count").exists()
 

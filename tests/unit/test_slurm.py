@@ -88,7 +88,9 @@ def test_without_slurm_nobody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert slurm.queue() == ""
     with pytest.raises(UserError, match="is not installed here"):
         slurm.fields("7")
-    assert slurm.restarts("7") == ""
+    assert slurm.restarts("7") == "0"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert slurm.restarts("7") == "2"
 
 
 def program(file: Path, text: str) -> Path:
