@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -62,14 +61,13 @@ def _norm(flat: Tensor) -> Tensor:
     return norm
 
 
-def _add_up_in(model: LucaVirus) -> Iterator[nn.Parameter]:
-    """Have linear layers add up in their parameters' gradients; yields these parameters."""
+def _add_up_by_themselves(model: LucaVirus) -> None:
+    """Have linear layers add up in their parameters' gradients."""
     for module in model.modules():
         if isinstance(module, Linear):
             # Tensors of their own in the same memory. Views would share the buffer's version, so that autograd took the
             # sums of other layers for a change of what this one has saved; and the compiler added to copies of them.
             module.sums = Sums(*(from_dlpack(gradient) for gradient in (module.weight.grad, module.bias.grad)))
-            yield from module.parameters()
 
 
 class FlatGradients:
@@ -77,7 +75,7 @@ class FlatGradients:
 
     A parameter without gradient in an update (a head without labels) has a gradient of 0, on every rank alike. The
     layers are reduced while the last pack's backward pass still computes those below them, the rest after it. With
-    `mixed` linear layers add theirs up by themselves (mixed.py); autograd does not see them.
+    `mixed` linear layers add theirs up by themselves (mixed.py); autograd sees that they have, not what.
     """
 
     def __init__(self, model: LucaVirus, ranks: Ranks, statistics: int, *, mixed: bool = False) -> None:
@@ -92,17 +90,16 @@ class FlatGradients:
         self.statistics = self._buffer[self._size :]
         for parameter in parameters:
             parameter.grad = self._buffer[self._places[parameter]].view_as(parameter)
-        unseen = set(_add_up_in(model)) if mixed else set()
+        if mixed:
+            _add_up_by_themselves(model)
         self.loss_scale = 1
         self._last = False
         self._missing: list[int] = []
         self._works: list[dist.Work | None] = []
         # In the order of a backward pass, which is the same on every rank: so are the collectives.
         self._layers = [list(layer.parameters()) for layer in reversed(model.layers)]
-        # The gradient of its first LayerNorm ends a layer's backward pass: no other comes after it, seen or not.
-        self._seen = [[parameter for parameter in layer if parameter not in unseen] for layer in self._layers]
         if ranks.world_size > 1:
-            for number, layer in enumerate(self._seen):
+            for number, layer in enumerate(self._layers):
                 for parameter in layer:
                     parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                         lambda _, number=number: self._arrived(number)
@@ -121,7 +118,7 @@ class FlatGradients:
     def expect(self, *, last: bool) -> None:
         """Announce the next backward pass."""
         self._last = last
-        self._missing = [len(layer) for layer in self._seen]
+        self._missing = [len(layer) for layer in self._layers]
         self._works = []
 
     def _arrived(self, number: int) -> None:

@@ -105,6 +105,7 @@ def test_a_sum_is_not_rounded_to_16_bits() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             out = layer(x)
         assert out.shape == (3, 13) and out.dtype == torch.bfloat16
+        assert out.stride() == (16, 1)  # each row begins at 16 bytes
         (out.sum() * factor).backward()
     assert layer.weight.grad is not None and layer.bias.grad is not None
     assert layer.weight.grad.tolist() == [[3075.0] * 8] * 13 and layer.bias.grad.tolist() == [3075.0] * 13
@@ -136,7 +137,12 @@ def test_without_gradients_the_layer_is_torchs_own() -> None:
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-def test_a_layer_is_reduced_when_all_its_gradients_are_there(stack: Stack) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_is_reduced_when_all_its_gradients_are_there(stack: Stack, compiled: bool) -> None:
+    if compiled:
+        torch._dynamo.reset()
+        for layer in stack.layers:
+            layer.compile(dynamic=True)
     begun: list[tuple[int, Tensor]] = []
 
     class TwoRanks(Ranks):
