@@ -1,10 +1,10 @@
 """Tokens a second, MFU and memory of a training as users run it: data loader, packs and updates, on GPUs or the CPU.
 
 By default the model of full size. Under torchrun all ranks train together. The first rank prints one JSON object:
-`capacity_s` to place the model and search the largest pack, `first_update_s` with compilation, and of the updates
-after `--warm-up` medians: tokens a second of all ranks, MFU (the encoder's work on real tokens beside the peak in bf16;
-0 where that is not known), and the shares of the time spent waiting for data and for the reduction of gradients. The
-first updates of a GPU are slower, 50 were enough (docs/benchmarks.md).
+`capacity_s` to place the model and search the largest pack, which compiles (else `first_update_s` does), and of the
+updates after `--warm-up` medians: tokens a second of all ranks, MFU (the encoder's work on real tokens beside the
+peak in bf16; 0 where that is not known), and the shares of the time spent waiting for data and for the reduction of
+gradients. The first updates of a GPU are slower, 50 were enough (docs/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Parallel = Literal["ddp", "fsdp"]
 
 # Rows that a head computes at once: its hidden layer may be many times wider than the encoder.
 _HEAD_ROWS = {"cpu": 384, "cuda": 8192}
-# From here on the weights, gradients and moments of a replica (16 bytes a parameter) leave a GPU no room.
+# From here on the weights, gradients and moments of a replica (16 bytes a parameter) take 32 GB of a GPU.
 _REPLICATED_PARAMETERS = 2 * 10**9
 
 

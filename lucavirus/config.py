@@ -135,7 +135,7 @@ class Run(Frozen):
         1000, "steps between records of the loss; in effect the least common multiple with gradient_accumulation_steps"
     )
     logging_steps: PositiveInt = setting(
-        1000, "steps between records that have speed, memory and per-task losses too; in effect as above"
+        1000, "steps between records that have the gradient's norm, waits, memory and MFU too; in effect as above"
     )
     save_steps: PositiveInt = setting(200000, "steps between checkpoints")
     save_minutes: PositiveFloat | None = setting(

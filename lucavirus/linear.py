@@ -1,7 +1,8 @@
 """Linear layers that keep less in fp32 on CPUs, and use the whole width of the processor there.
 
 On processors with AVX-512 that are not Intel's, MKL leaves it unused, and oneDNN reached 2.3 times its speed; without
-AVX-512, MKL is faster (docs/benchmarks.md). GPUs that train in 16 bits have mixed.py; else the layers are torch's own.
+AVX-512, MKL is faster (docs/benchmarks.md). On GPUs in 16 bits there is mixed.py, with FSDP2 and else the layers
+are torch's own.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _WIDE = 1024
 class Linear(nn.Linear):
     """nn.Linear with the same parameters and the same result, up to the order of sums.
 
-    With `in_place` the weight's gradient is added to `weight.grad`, where it exists, by the backward pass itself: a
-    large one is never made beside it. Hooks of autograd get None then.
+    With `in_place`, in fp32 on CPUs, the weight's gradient is added to `weight.grad`, where it exists, by the backward
+    pass itself: a large one is never made beside it. Hooks of autograd get None then.
     """
 
     def __init__(self, inputs: int, outputs: int, *, in_place: bool = False) -> None:
         super().__init__(inputs, outputs)
         self.in_place = in_place
-        self.sums: mixed.Sums | None = None  # set where a GPU computes in 16 bits (gradients.py)
+        self.sums: mixed.Sums | None = None  # set by gradients.py on GPUs in 16 bits
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (M, in) to (M, out)."""

@@ -13,7 +13,8 @@ from lucavirus.checkpoint import checkpoints
 from lucavirus.errors import SAVED, TIME_LIMIT, UserError
 from lucavirus.files import replace_json
 
-# Starts after crashes in a row, without a newer checkpoint in between: for nodes that fail, not for bugs.
+# Starts after crashes in a row, without a newer checkpoint in between: for nodes that fail (the launcher's own starts
+# again by Slurm's will, uncounted), not for bugs.
 CRASHES = 2
 # Slurm ends a job that was given back within seconds; its answer may be later than that.
 _GIVEN_BACK_SECONDS = 300

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def place(model: LucaVirus, run: Run, compute: Compute, ranks: Ranks) -> bool:
     """Bring a model with its weights to the devices, in place; returns whether its layers are compiled there.
 
-    Each layer is a unit of its own for FSDP2; what stands around them (embeddings, heads) is gathered once a pack.
+    Each layer is a unit of its own for FSDP2; what stands around them (embeddings, heads) is gathered once an update.
     """
     model.recomputation = run.recomputation
     if compute.parallel == "fsdp":
