@@ -13,7 +13,8 @@ from lucavirus.attention import make_layout
 from lucavirus.compute import make_compute
 from lucavirus.distributed import Ranks
 from lucavirus.losses import sequence_losses
-from lucavirus.model import LucaVirus, count_parameters
+from lucavirus.gradients import FlatGradients
+from lucavirus.model import LucaVirus
 from lucavirus.state import PLACE, task_losses
 from lucavirus.update import Updater
 from tests.made_up import ARCHITECTURE, RUN, made_packs
@@ -59,7 +60,8 @@ def test_an_update_without_a_finite_gradient_changes_neither_weights_nor_moments
     updater = _updater(task_weights={"gene_mask": 3e38, "prot_mask": 3e38})
     before = {name: tensor.clone() for name, tensor in updater.model.state_dict().items()}
     _, norm = updater.step(1, made_packs(), {})
-    assert not np.isfinite(norm) and not updater.optimizer.state
+    assert not np.isfinite(norm)
+    assert not any(state[key].any() for state in updater.optimizer.state.values() for key in state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in updater.model.state_dict().items())
 
 
@@ -87,4 +89,6 @@ def test_each_gradient_is_added_up_once_over_ranks(packs: int) -> None:
     assert torch.equal(of_both, 2 * statistics)
     assert [name for name in alone if not torch.equal(summed[name], 2 * alone[name])] == []
     layers = [sum(p.numel() for p in layer.parameters()) for layer in reversed(model.layers)]
-    assert sums[:3] == layers and sum(sums) == count_parameters(model) + len(statistics)  # the same on every rank
+    assert isinstance(updater._gradients, FlatGradients)
+    # The same on every rank, and all of the buffer.
+    assert sums[:3] == layers and sum(sums) == len(updater._gradients.flat) + len(statistics)
