@@ -12,8 +12,8 @@ from torch import Tensor
 from lucavirus.attention import make_layout
 from lucavirus.compute import make_compute
 from lucavirus.distributed import Ranks
-from lucavirus.losses import sequence_losses
 from lucavirus.gradients import FlatGradients
+from lucavirus.losses import sequence_losses
 from lucavirus.model import LucaVirus
 from lucavirus.state import PLACE, task_losses
 from lucavirus.update import Updater
@@ -63,6 +63,15 @@ def test_an_update_without_a_finite_gradient_changes_neither_weights_nor_moments
     assert not np.isfinite(norm)
     assert not any(state[key].any() for state in updater.optimizer.state.values() for key in state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in updater.model.state_dict().items())
+
+
+def test_moments_are_of_clipped_gradients() -> None:
+    whole, clipped = _updater(max_grad_norm=1e9), _updater(max_grad_norm=0.5)
+    norm = whole.step(1, made_packs(), {})[1]
+    assert clipped.step(1, made_packs(), {})[1] == norm > 1
+    for mine, other in zip(clipped.model.parameters(), whole.model.parameters(), strict=True):
+        wanted = whole.optimizer.state[other]["exp_avg"] * (0.5 / norm)
+        torch.testing.assert_close(clipped.optimizer.state[mine]["exp_avg"], wanted, rtol=1e-4, atol=1e-9)
 
 
 class Doubling(Ranks):
