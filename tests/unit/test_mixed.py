@@ -29,7 +29,7 @@ def _(of_weight: Tensor, of_bias: Tensor, gradient: Tensor, x: Tensor) -> None:
 
 
 class TwoLayers(nn.Module):
-    """As much of an encoder's layer as is needed: 24 inputs, and a number of outputs that is no multiple of 8."""
+    """As much of an encoder's layer as is needed."""
 
     def __init__(self) -> None:
         super().__init__()

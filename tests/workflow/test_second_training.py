@@ -42,12 +42,18 @@ def test_the_log_of_a_stage_that_is_going_on_stays(
     log = tree / f"results/demo/logs/{'train/full' if training else 'split'}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("going on")
+    # Of a training on another node, where no lock reaches; Slurm may not answer who only looks.
+    lock = tree / "work/demo/full/lock"
+    if not training:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.write_text(name := '{"job": "7"}')
     with only_owner(tree / "work/demo/full") if training else only_start(log, patience=0):
         run = snakemake("train_full", "--quiet")
     assert run.returncode == 1 and "Traceback" not in run.stderr
     what = "training of this run" if training else "start of this stage"
     assert f"another {what} is going on: process {os.getpid()} on " in run.stderr
     assert ("Slurm does not say which trainings it has" in run.stderr) is not training
+    assert training or lock.read_text() == name
     assert log.read_text() == "going on" and not (tree / "results/demo/input").exists()
 
 
