@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -11,8 +13,8 @@ from torch.utils.dlpack import from_dlpack
 
 from lucavirus.distributed import Ranks
 from lucavirus.linear import Linear
-from lucavirus.mixed import Sums
-from lucavirus.model import LucaVirus
+from lucavirus.mixed import ALIGNMENT, Sums
+from lucavirus.model import LucaVirus, SelfAttention
 from lucavirus.sharding import whole
 
 if TYPE_CHECKING:
@@ -61,15 +63,6 @@ def _norm(flat: Tensor) -> Tensor:
     return norm
 
 
-def _add_up_by_themselves(model: LucaVirus) -> None:
-    """Have linear layers add up in their parameters' gradients."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            # Tensors of their own in the same memory. Views would share the buffer's version, so that autograd took the
-            # sums of other layers for a change of what this one has saved; and the compiler added to copies of them.
-            module.sums = Sums(*(from_dlpack(gradient) for gradient in (module.weight.grad, module.bias.grad)))
-
-
 class FlatGradients:
     """All gradients in one flat float32 buffer, with room for statistics.
 
@@ -79,9 +72,12 @@ class FlatGradients:
     """
 
     def __init__(self, model: LucaVirus, ranks: Ranks, statistics: int, *, mixed: bool = False) -> None:
-        parameters = list(model.parameters())
+        # Of each layer the matrices first, so that those of keys, values and queries are neighbours, and so are their
+        # biases; then what stands around the layers.
+        layers = [sorted(layer.parameters(), key=lambda parameter: parameter.dim() == 1) for layer in model.layers]
+        parameters = list(dict.fromkeys([*chain.from_iterable(layers), *model.parameters()]))
         self.ranks = ranks
-        self._places: dict[nn.Parameter, slice] = {}
+        self._places: dict[Tensor, slice] = {}
         self._size = 0
         for parameter in parameters:
             self._places[parameter] = slice(self._size, self._size + parameter.numel())
@@ -91,19 +87,41 @@ class FlatGradients:
         for parameter in parameters:
             parameter.grad = self._buffer[self._places[parameter]].view_as(parameter)
         if mixed:
-            _add_up_by_themselves(model)
+            self._add_up_by_themselves(model)
         self.loss_scale = 1
         self._last = False
         self._missing: list[int] = []
         self._works: list[dist.Work | None] = []
         # In the order of a backward pass, which is the same on every rank: so are the collectives.
-        self._layers = [list(layer.parameters()) for layer in reversed(model.layers)]
+        self._layers = layers[::-1]
         if ranks.world_size > 1:
             for number, layer in enumerate(self._layers):
                 for parameter in layer:
                     parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                         lambda _, number=number: self._arrived(number)
                     )
+
+    def _add_up_by_themselves(self, model: LucaVirus) -> None:
+        """Have linear layers add up in their parameters' gradients."""
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.sums = self._sums([module])
+            elif isinstance(module, SelfAttention) and module.k_proj.out_features % ALIGNMENT == 0:
+                module.sums = self._sums([module.k_proj, module.v_proj, module.q_proj])
+
+    def _sums(self, layers: Sequence[Linear]) -> Sums:
+        return Sums(self._one([layer.weight for layer in layers]), self._one([layer.bias for layer in layers]))
+
+    def _one(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The gradients of neighbouring parameters, one below the other.
+
+        A tensor of its own in the same memory. Views would share the buffer's version, so that autograd took the sums
+        of other layers for a change of what this one has saved; and the compiler added to copies of them.
+        """
+        places = [self._places[parameter] for parameter in parameters]
+        assert all(place.stop == following.start for place, following in pairwise(places))
+        together = self._buffer[places[0].start : places[-1].stop]
+        return from_dlpack(together.view(-1, *parameters[0].shape[1:]))
 
     @property
     def flat(self) -> Tensor:
@@ -143,9 +161,7 @@ class FlatGradients:
         # A rank without any pack has not reduced its layers yet.
         for number in range(len(self._works), len(self._layers)):
             self._reduce_layer(number)
-        spans = [self._span(number) for number in range(len(self._layers))]
-        rest = [slice(0, spans[-1].start), slice(spans[0].stop, len(self._buffer))]
-        self._works += [self.ranks.start_sum(self._buffer[part]) for part in rest]
+        self._works.append(self.ranks.start_sum(self._buffer[self._span(0).stop :]))
         for work in self._works:
             if work is not None:
                 work.wait()

@@ -6,18 +6,19 @@ Shapes: M rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Rows of a matrix must begin at multiples of 16 bytes for the fast kernels.
-_ALIGNMENT = 8
+ALIGNMENT = 8
 
 
 class Sums(NamedTuple):
-    """Where the gradients of a layer are added up, float32 (O, I) and (O,)."""
+    """Where the gradients of a layer, or of several, are added up, float32 (O, I) and (O,)."""
 
     of_weight: Tensor
     of_bias: Tensor
@@ -25,28 +26,48 @@ class Sums(NamedTuple):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, sums: Sums) -> Tensor:
     """x W^T + b in autocast's precision, (M, I) to (M, O); autograd gets the gradient of `x` alone."""
-    out: Tensor = _Product.apply(x, weight, bias, *sums)  # type: ignore[no-untyped-call]
+    (out,) = _Products.apply(x, *sums, weight, bias)  # type: ignore[no-untyped-call]
     return _first(out, len(weight))
 
 
-class _Product(torch.autograd.Function):
-    """With so many outputs more, zeros, that their number is a multiple of 8."""
+def products(x: Tensor, layers: Sequence[nn.Linear], sums: Sums) -> tuple[Tensor, ...]:
+    """The same by each of the layers, whose gradients are made together; their numbers of outputs are multiples of 8.
+
+    The gradients of their weights are added up one below the other in `sums`.
+    """
+    parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+    out: tuple[Tensor, ...] = _Products.apply(x, *sums, *parameters)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Products(torch.autograd.Function):
+    """The last one with so many outputs more, zeros, that their number is a multiple of 8."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, of_weight: Tensor, of_bias: Tensor) -> Tensor:
-        dtype, missing = torch.get_autocast_dtype(x.device.type), -len(weight) % _ALIGNMENT
-        ctx.dtype = x.dtype
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-        if missing:
-            weight, bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing))
+    def forward(ctx: Any, x: Tensor, of_weight: Tensor, of_bias: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        # Numbers from parameters alone: sizes of other tensors are unknown to code compiled for all of them.
+        outputs = [len(weight) for weight in parameters[::2]]
+        ctx.dtype, ctx.outputs = x.dtype, sum(outputs)
+        dtype, missing = torch.get_autocast_dtype(x.device.type), -ctx.outputs % ALIGNMENT
+        weight, bias = (_one_below_the_other(parts, dtype, missing) for parts in (parameters[::2], parameters[1::2]))
+        x = x.to(dtype)
         ctx.save_for_backward(x, weight, of_weight, of_bias)
-        return F.linear(x, weight, bias)
+        outputs[-1] += missing
+        both = zip(torch.split(weight, outputs), torch.split(bias, outputs), strict=True)
+        return tuple(F.linear(x, *part) for part in both)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, of_weight, of_bias = ctx.saved_tensors
-        add_gradients(of_weight, of_bias, _first(gradients[0], len(of_weight)), x)
-        return (gradients[0] @ weight).to(ctx.dtype), None, None, None, None
+        gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=1)
+        add_gradients(of_weight, of_bias, _first(gradient, ctx.outputs), x)
+        return (gradient @ weight).to(ctx.dtype), None, None, *(None for _ in range(2 * len(gradients)))
+
+
+def _one_below_the_other(parts: Sequence[Tensor], dtype: torch.dtype, missing: int) -> Tensor:
+    parts = [part.to(dtype) for part in parts]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return F.pad(joined, (*(0, 0) * (joined.dim() - 1), 0, missing)) if missing else joined
 
 
 def _first(rows: Tensor, outputs: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lucavirus import alphabet, rotary
+from lucavirus import alphabet, mixed, rotary
 from lucavirus.attention import Layout, attend
 from lucavirus.config import Run
 from lucavirus.linear import Linear, two_layers
@@ -101,16 +101,19 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.k_proj, self.v_proj = Linear(width, width), Linear(width, width)
         self.q_proj, self.out_proj = Linear(width, width), Linear(width, width)
+        self.sums: mixed.Sums | None = None  # of keys, values and queries together, set by gradients.py
 
     def forward(self, x_TC: Tensor, turns: rotary.Angles, layout: Layout, wanted_R: Tensor | None = None) -> Tensor:
         """Attend within each sequence of the pack; (T, C) to (T, C), or to (R, C) of the wanted tokens."""
         asking, places = x_TC, turns
         if wanted_R is not None:
             asking, places = x_TC.index_select(0, wanted_R), (turns[0][wanted_R], turns[1][wanted_R])
-        q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1))
-            for projection, x in ((self.q_proj, asking), (self.k_proj, x_TC), (self.v_proj, x_TC))
-        )
+        projected: tuple[Tensor, ...]
+        if self.sums is not None and wanted_R is None and torch.is_grad_enabled():
+            projected = mixed.products(x_TC, (self.k_proj, self.v_proj, self.q_proj), self.sums)
+        else:
+            projected = self.k_proj(x_TC), self.v_proj(x_TC), self.q_proj(asking)
+        k, v, q = (x.unflatten(-1, (self.heads, -1)) for x in projected)  # type: ignore[no-untyped-call]
         out_RHD = attend(rotary.rotate(q, places), rotary.rotate(k, turns), v, layout)
         return self.out_proj(out_RHD.flatten(-2))  # type: ignore[no-any-return]
 

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from lucavirus import rotary
+from lucavirus.attention import make_layout
 from lucavirus.compute import make_compute
 from lucavirus.distributed import ALONE, Ranks
 from lucavirus.gradients import FlatGradients
 from lucavirus.linear import Linear
 from lucavirus.mixed import add_gradients
-from lucavirus.model import LucaVirus
+from lucavirus.model import Layer, LucaVirus
 from lucavirus.state import STATISTICS
 from lucavirus.update import Updater
 from tests.made_up import ARCHITECTURE, FILL, RUN, made_packs
@@ -28,46 +30,33 @@ def _(of_weight: Tensor, of_bias: Tensor, gradient: Tensor, x: Tensor) -> None:
     of_bias += gradient.float().sum(0)
 
 
-class TwoLayers(nn.Module):
-    """As much of an encoder's layer as is needed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pre_layer_norm = nn.LayerNorm(24)
-        self.fc1, self.fc2 = Linear(24, 48), Linear(48, 24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + cast(Tensor, self.fc2(F.gelu(self.fc1(self.pre_layer_norm(x)))))
-
-
 class Stack(nn.Module):
-    def __init__(self) -> None:
+    """Two layers of the encoder, and a head."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([TwoLayers(), TwoLayers()])
-        self.head = Linear(24, 13)
+        torch.manual_seed(0)
+        self.width = width
+        self.layers = nn.ModuleList([Layer(width, 3), Layer(width, 3)])
+        self.head = Linear(width, 13)
 
     def forward(self, x: Tensor) -> Tensor:
+        turns, layout = rotary.angles(torch.arange(len(x)), self.width // 3), make_layout([0, len(x)], x.device)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, turns, layout)
         return cast(Tensor, self.head(x))
 
 
-@pytest.fixture
-def stack() -> Stack:
-    torch.manual_seed(0)
-    return Stack()
-
-
-def _packs() -> Iterator[Tensor]:
+def _packs(width: int) -> Iterator[Tensor]:
     random = torch.Generator().manual_seed(1)
     for rows in (50, 70, 90):
-        yield torch.randn(rows, 24, generator=random)
+        yield torch.randn(rows, width, generator=random)
 
 
 def _gradients(stack: Stack, *, mixed: bool, ranks: Ranks = ALONE) -> FlatGradients:
     gradients = FlatGradients(cast(LucaVirus, stack), ranks, statistics=2, mixed=mixed)
     gradients.clear()
-    packs = list(_packs())
+    packs = list(_packs(stack.width))
     for number, x in enumerate(packs):
         gradients.expect(last=number == len(packs) - 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -80,8 +69,10 @@ def _found(stack: Stack) -> dict[str, Tensor]:
     return {name: cast(Tensor, parameter.grad).clone() for name, parameter in stack.named_parameters()}
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_are_those_of_fp32_up_to_16_bits(stack: Stack, compiled: bool) -> None:
+# The second width is no multiple of 8: there the gradients of keys, values and queries are not made together.
+@pytest.mark.parametrize(("width", "compiled"), [(24, False), (12, False), (24, True)])
+def test_gradients_are_those_of_fp32_up_to_16_bits(width: int, compiled: bool) -> None:
+    stack = Stack(width)
     _gradients(stack, mixed=False)
     wanted = _found(stack)
     if compiled:
@@ -91,7 +82,7 @@ def test_gradients_are_those_of_fp32_up_to_16_bits(stack: Stack, compiled: bool)
             layer.compile(dynamic=True)
     _gradients(stack, mixed=True)
     errors = {name: float((found - wanted[name]).norm() / wanted[name].norm()) for name, found in _found(stack).items()}
-    assert min(errors.values()) > 0 and max(errors.values()) < 0.01
+    assert min(errors.values()) > 0 and max(errors.values()) < 0.02
     if compiled:
         assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
@@ -138,7 +129,8 @@ def test_without_gradients_the_layer_is_torchs_own() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_layer_is_reduced_when_all_its_gradients_are_there(stack: Stack, compiled: bool) -> None:
+def test_a_layer_is_reduced_when_all_its_gradients_are_there(compiled: bool) -> None:
+    stack = Stack(24)
     if compiled:
         torch._dynamo.reset()
         for layer in stack.layers:
@@ -155,4 +147,4 @@ def test_a_layer_is_reduced_when_all_its_gradients_are_there(stack: Stack, compi
     for start, found in begun:
         assert torch.equal(found, gradients.flat[start : start + len(found)]) and found.any()
     gradients.reduce()
-    assert len(begun) == 4
+    assert len(begun) == 3
