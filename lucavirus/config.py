@@ -41,15 +41,18 @@ EXTENSIBLE = frozenset({"max_epochs", "stop_after"})
 ORDER = 2
 
 
+_MOST = 2**31 - 1
+
+
 def _told_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
     except ValidationError:
-        raise ValueError("must be auto, or a whole number greater than 0") from None
+        raise ValueError(f"must be auto, or a whole number from 1 to {_MOST}") from None
 
 
 # pydantic by itself tells a wrong value once for each type that it might have had.
-AutoOrCount = Annotated[PositiveInt | Literal["auto"], WrapValidator(_told_once)]
+AutoOrCount = Annotated[Annotated[int, Field(gt=0, le=_MOST)] | Literal["auto"], WrapValidator(_told_once)]
 # YAML reads `on` and `off` as true and false.
 AutoOrSwitch = Annotated[
     Literal["auto", "on", "off"], BeforeValidator(lambda v: ("off", "on")[v] if isinstance(v, bool) else v)

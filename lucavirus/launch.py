@@ -50,6 +50,7 @@ UNTOLD_END = (
     "ended by a signal, without a word that all is saved: it had not begun, or was done, or was killed before it had "
     "saved; the same command goes on from the newest checkpoint"
 )
+REPLACED = "ended: a later start of this Slurm job waits, and does the stage anew"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 PASSED_ON = {
@@ -112,7 +113,10 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
             output.say(UNTOLD_END)
         # A job that is given back ends below, and its next start has another name for this file.
         errors.unlink(missing_ok=True)
-        requeue.follow_up(ending(status, message, told=watch.told_to_end), output.say)
+        if watch.replaced:  # it waits for our lock: what Slurm, which may not reach this node, says is of no use
+            output.say(REPLACED)
+        else:
+            requeue.follow_up(ending(status, message, told=watch.told_to_end), output.say)
     if message.startswith(SAVED) and status:  # torchrun turns the ranks' status into 1
         return PREEMPTED
     return status if status >= 0 else 128 - status
@@ -214,7 +218,7 @@ class Watch:
         `parent` is the process that started this one, `owner` holds the stage's lock (a training looks by itself).
         """
         self.child, self.passed_on, self.parent, self.owner = child, passed_on, parent, owner
-        self.stopped = self.told_to_end = False
+        self.stopped = self.told_to_end = self.replaced = False
         for number in passed_on:
             # Whoever typed nohup wants the training to outlive the terminal.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -228,7 +232,10 @@ class Watch:
 
     def check(self) -> None:
         """Stop the child, once, when nobody waits for its result any more."""
-        if not self.stopped and (os.getppid() != self.parent or self._later_start_waits()):
+        if self.stopped:
+            return
+        self.replaced = self._later_start_waits()
+        if self.replaced or os.getppid() != self.parent:
             self._forward(signal.SIGTERM, None)
 
     def _later_start_waits(self) -> bool:

@@ -22,8 +22,9 @@ from lucavirus.parcels import Column, Parcel
 from lucavirus.record_batches import bounds_of
 from lucavirus.tasks import TASKS
 
-# A filled pack has a multiple of these tokens, or more, and its `cu_seqlens` a multiple of these entries.
-_FEWEST_TOKENS, _SEQUENCES = 32, 64
+# A filled pack has a multiple of at least and at most so many tokens, and its `cu_seqlens` a multiple of these entries.
+# What is added is one sequence, and attention to it grows with its square: `max_tokens_per_pack` may be very large.
+_FEWEST_TOKENS, _MOST_TOKENS, _SEQUENCES = 32, 1024, 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Fill:
 
 def step_of_fill(capacity: int) -> int:
     """Tokens of which a filled pack has a multiple; more than that is never added."""
-    return max(_FEWEST_TOKENS, capacity // 128)
+    return max(_FEWEST_TOKENS, min(capacity // 128, _MOST_TOKENS))
 
 
 def make_pack(

@@ -73,6 +73,8 @@ class Parcel:
 
     def open(self, device: torch.device) -> list[Pack]:
         """The packs, on a device; through pinned memory to a GPU, so that it does not wait for them."""
+        if not self.offsets:  # and so no bytes: an update may have fewer samples than there are ranks
+            return []
         buffer = self.buffer.pin_memory() if device.type == "cuda" else self.buffer
         buffer = buffer.to(device, non_blocking=True)
         tasks = dict[str, dict[str, Sequence[Tensor]]]()

@@ -76,7 +76,7 @@ class Updater:
             self._gradients.expect(last=number == len(packs) - 1)
             # Sharded gradients are reduced together: each parameter must have one on every rank, and from the first
             # pack on, because it is in fp32 when it is a sum over packs, and else in the precision of the computation.
-            untouched = set(self.run.tasks) - set(pack.labels) if self.compute.parallel == "fsdp" and not number else ()
+            untouched = _heads(self.run) - set(pack.labels) if self.compute.parallel == "fsdp" and not number else ()
             self._backward(pack.to(self.ranks.device), sorted(untouched))
 
     def _backward(self, pack: Pack, untouched: Sequence[str]) -> None:
@@ -115,3 +115,8 @@ class Updater:
         statistics[PLACE[f"loss of {task}"]] += total
         statistics[PLACE["loss"]] += self.run.task_weight(task) * total
         statistics[PLACE[f"sequences with {task}"]] += sequences
+
+
+def _heads(run: Run) -> set[str]:
+    """Tasks that together reach every head: the LM head is there in a run without masks too."""
+    return {*run.tasks, "gene_mask"}

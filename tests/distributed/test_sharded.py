@@ -53,6 +53,23 @@ def test_sharded_training_is_the_same_training(settings: Path) -> None:
         assert torch.allclose(two[name], tensor, atol=3e-4, rtol=3e-2), name
 
 
+def test_a_head_that_no_task_reads_is_the_same_too(tmp_path: Path) -> None:
+    """The LM head of a run without masks: its weights decay, and it has moments."""
+    settings = tiny.make_project(
+        tmp_path, molecules=["gene"], tasks=["gene_type"], weight_decay=0.5, warmup_steps=0,
+        stop_after={"updates": 6, "minutes": None},
+    )  # fmt: skip
+    found = []
+    for parallel in ("ddp", "fsdp"):
+        tiny.change_run(settings, parallel=parallel)
+        tiny.train(settings, parallel, ranks=2)
+        found.append(tiny.final_tensors(settings, parallel))
+    one, two = found
+    assert one.keys() == two.keys()
+    names = [name for name in one if "lm_head" in name]
+    assert names and [name for name in names if not torch.allclose(two[name], one[name], atol=1e-6, rtol=0)] == []
+
+
 def test_sharded_training_in_16_bits_is_the_same_training(settings: Path) -> None:
     # Some update's last pack is the first to have a label of some task: its gradients must not differ in type.
     tiny.change_run(settings, parallel="ddp", precision="bf16", stop_after={"updates": 20, "minutes": None})

@@ -29,9 +29,11 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"training": {"final_learning_rate": None}}, "`max_steps: auto` needs final_learning_rate"),
         (
             {"training": {"max_tokens_per_pack": "abc"}},
-            "has 1 mistake:\n  training.max_tokens_per_pack: must be auto, or a whole number greater than 0 (given: 'a",
+            "has 1 mistake:\n  training.max_tokens_per_pack: must be auto, or a whole number from 1 to 2147483647 "
+            "(given: 'abc')",
         ),
-        ({"training": {"max_tokens_per_pack": 0}}, "greater than 0 (given: 0)"),
+        ({"training": {"max_tokens_per_pack": 0}}, "from 1 to 2147483647 (given: 0)"),
+        ({"training": {"max_tokens_per_pack": 2**31}}, "from 1 to 2147483647 (given: 2147483648)"),
         ({"model": {"max_length": 200}}, "source genomes has windows of 256, but run full reads at most 198"),
         ({"vocabularies": {"gene_type": "no.txt"}}, "vocabularies.gene_type: no such file: no.txt"),
         ({"training": {"model_dirpath": "nowhere"}}, "no such file: nowhere"),

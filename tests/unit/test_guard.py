@@ -13,10 +13,11 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from lucavirus import guard
+from lucavirus import guard, slurm
 from lucavirus.errors import UserError
 from lucavirus.guard import EarlierStart, Owner, StopRequest, only_owner, only_start
 from lucavirus.launch import launch
@@ -264,10 +265,30 @@ def test_a_look_leaves_the_owners_name_where_no_lock_reaches(tmp_path: Path, no_
     """Slurm may not answer who only looks, and answer the one that begins."""
     queue.write_text("7|RUNNING|node1\n")
     (tmp_path / "lock").write_text('{"job": "7"}')
-    with only_owner(tmp_path, ask_slurm=False, look=True):
+    (tmp_path / ".a.log.lock").write_text('{"job": "7"}')
+    with (
+        only_owner(tmp_path, ask_slurm=False, look=True),
+        only_start(tmp_path / "a.log", patience=0, ask_slurm=False, look=True),
+    ):
         pass
+    assert (tmp_path / ".a.log.lock").read_text() == '{"job": "7"}'
     with pytest.raises(UserError, match=r"Slurm job 7 \(RUNNING on node1\)"), only_owner(tmp_path):
         pass
+
+
+def test_the_launcher_leaves_the_name_of_a_training_that_goes_on_elsewhere(
+    tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lock").write_text('{"job": "7"}')
+    monkeypatch.setattr(slurm, "living", lambda _: None)  # Slurm does not answer for a moment
+    monkeypatch.setattr("lucavirus.launch.claimed_gpus", _refuse_gpus)
+    assert launch(["python", "-c", "print('began')"], tmp_path / "log", guard=tmp_path) == 1
+    assert (tmp_path / "log").read_text() == "error: no GPU is free\n"  # it had looked
+    assert (tmp_path / "lock").read_text() == '{"job": "7"}'
+
+
+def _refuse_gpus(*_: object) -> NoReturn:
+    raise UserError("no GPU is free")
 
 
 def test_who_was_taken_over_leaves_the_new_owners_name(

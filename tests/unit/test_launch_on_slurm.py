@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from lucavirus.guard import stage_lock
+from lucavirus.launch import REPLACED, ROOT
 from tests.launching import Start, alive, child_pid, counting, run
 
 
@@ -99,6 +102,23 @@ def test_a_training_that_has_not_ended_at_the_time_limit_is_given_back_or_ended(
 def test_no_other_stage_is_ended_before_its_time_limit(start: Start, tmp_path: Path, job: Path) -> None:
     job.write_text("JobState=RUNNING EndTime=2020-01-01T00:00:00 PreemptTime=None")
     assert run(start("exit(0)"))[0] == 0
+
+
+def test_a_stage_ends_for_a_later_start_and_leaves_the_job_to_it(tmp_path: Path, job: Path) -> None:
+    """Slurm, which may not reach the lost node any more, is not asked: it would say that the job is being preempted."""
+    job.write_text("JobState=RUNNING EndTime=Unknown PreemptTime=2026-01-01T00:00:00")
+    text = (
+        "from pathlib import Path\n"
+        "from lucavirus import guard, launch\n"
+        "guard._LOOK_SECONDS = 0.1\n"
+        f"exit(launch.launch(['python', '-c', {counting(tmp_path)!r}], Path({str(tmp_path / 'log')!r})))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE)
+    child_pid(tmp_path)
+    with stage_lock(tmp_path / "log").open("a") as lock:
+        lock.write("\nanother waits")
+    assert run(process) == (5, f"{REPLACED}\n")
+    assert (tmp_path / "got").read_text() == "15" and not given_back(tmp_path)
 
 
 def test_a_stage_that_has_saved_tells_snakemake_so_whatever_torchruns_status(start: Start, tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def _mixed_samples(count: int) -> list[Sample]:
     return samples
 
 
+def test_what_fills_a_pack_stays_short_however_large_packs_may_be() -> None:
+    # It is one sequence, and attention to it grows with its square.
+    assert [Fill(capacity, capacity).tokens(1100) for capacity in (1000, 32_768, 10**9)] == [1100, 1280, 2048]
+
+
 @pytest.mark.parametrize("fill", [None, Fill(512, 600)])
 def test_packs_made_together_are_those_made_one_by_one(fill: Fill | None) -> None:
     samples = _mixed_samples(14)

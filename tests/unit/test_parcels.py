@@ -102,6 +102,17 @@ def test_a_worker_needs_few_files(batches: Batches) -> None:
     assert [_content(packs) for packs in received] == [_content(batches.packs(update)) for update in range(20)]
 
 
+def test_a_rank_has_no_sample_where_an_update_has_fewer_than_ranks(batches: Batches) -> None:
+    many = len(batches.dataset) - 1  # the last update of an epoch has one sample
+    run = batches.run.model_copy(update={"gpus": 1, "batch_size": many, "gradient_accumulation_steps": 1})
+    plan = Plan.of(run, len(batches.dataset))
+    ranks = [replace(batches, run=run, plan=plan, rank=rank, world_size=2) for rank in range(2)]
+    received = [list(updates(rank, 0, 3, CPU)) for rank in ranks]
+    assert [[len(packs) > 0 for packs in of_rank] for of_rank in received].count([True, False, True]) == 1
+    samples = [sample for of_rank in received for packs in of_rank[:2] for pack in packs for sample in pack.samples]
+    assert sorted(samples) == list(range(len(batches.dataset)))
+
+
 def test_packs_do_not_change_while_their_memory_is_used_again(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:

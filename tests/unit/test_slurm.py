@@ -137,6 +137,14 @@ def test_without_accounting_squeue_answers_for_sacct(
     assert ("database is away" in done.stderr) == (status == 3)
 
 
+def test_which_start_of_a_job_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment may be that of the job in which somebody typed the command."""
+    monkeypatch.setattr(slurm, "_ask", lambda *_: "JobId=7 Restarts=1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert slurm.restarts("7") == "1"
+    assert [slurm.later_start_runs("7", start) for start in ("0", "1", "2")] == [True, False, False]
+
+
 def test_a_job_that_was_cancelled_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     states = iter(["COMPLETING Restarts=1", "RUNNING Restarts=2", "RUNNING Restarts=1"])
