@@ -122,5 +122,6 @@ class Tokenize(Frozen):
     """How input becomes shards."""
 
     unit_mb: PositiveInt = setting(
-        64, "MB of input in a unit of work, at most; a change tokenizes anew, into the same sequences"
+        64,
+        "MB of input in a unit of work, at most (small files share); a change tokenizes anew, into the same sequences",
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucavirus import alphabet
-from lucavirus.blocks import Unit, check_text, decoded, find_blanks, find_junk, mistake, read_blocks
+from lucavirus.blocks import Range, check_text, decoded, find_blanks, find_junk, mistake, read_blocks
 from lucavirus.errors import UserError
 from lucavirus.record_batches import RecordBatch, bounds_of, spans
 from lucavirus.tasks import MOLECULES, Molecule
@@ -22,13 +22,13 @@ _JOINT = b"\1"
 _KIND_HINT = "write `kind: {}` for the source of this file, or give it the right file"
 
 
-def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[RecordBatch]:
-    """Yield the records whose '>' lies in the unit, in order; the last one is read to its end, past the range.
+def read_fasta(part: Range, molecule: Molecule) -> Iterator[RecordBatch]:
+    """Yield the records whose '>' lies in the range, in order; the last one is read to its end, past it.
 
     Raises UserError on a file or record that is broken, and where the first letters are those of the other molecule.
     """
-    rest, letters = _Rest(), LettersCheck(unit.file, molecule, "the source says `kind: {}`", _KIND_HINT)
-    for page in _pages(unit):
+    rest, letters = _Rest(), LettersCheck(part.file, molecule, "the source says `kind: {}`", _KIND_HINT)
+    for page in _pages(part):
         raw = page.text(begun=bool(rest.ids))
         if not raw.isascii() or b">" in raw:
             raise _bad_residue(page, rest)
@@ -38,12 +38,12 @@ def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[RecordBatch]:
             yield batch
     letters.judge()
     if rest.ids:
-        yield rest.finish(unit.file, molecule)
+        yield rest.finish(part.file, molecule)
 
 
 def scan_ids(file: str) -> Iterator[str]:
     """Yield only the ids of a FASTA, in order; sequences are not looked at."""
-    for page in _pages(Unit(file)):
+    for page in _pages(Range(file)):
         for name in page.ids:
             yield name.decode()
 
@@ -98,13 +98,13 @@ class _Rest:
         return whole
 
     def finish(self, file: str, molecule: Molecule) -> RecordBatch:
-        """The last record of a unit."""
+        """The last record of a range."""
         parts, self.parts = self.parts, []
         return _batch(file, molecule, self.ids, self.offsets, parts, bounds_of([sum(map(len, parts))]))
 
 
 class LettersCheck:
-    """Judges by the first residues of a unit whether they are those of the molecule that they are said to be.
+    """Judges by the first residues of a range whether they are those of the molecule that they are said to be.
 
     `says` and `hint` are the words of the error; {} is the molecule there, and the other one.
     """
@@ -146,16 +146,16 @@ def _batch(
     return RecordBatch(file, ids, molecules, b"".join(parts), bounds, offsets)
 
 
-def _pages(unit: Unit) -> Iterator[_Page]:
-    """The blocks of a unit from its first header on, to the last byte of its last record.
+def _pages(part: Range) -> Iterator[_Page]:
+    """The blocks of a range from its first header on, to the last byte of its last record.
 
     Raises UserError for a file without any record or with text before the first one.
     """
     begun, fresh = False, True
-    strict = unit.start == 0
+    strict = part.start == 0
     # From the byte before: a header is one behind a line end.
-    for offset, block in read_blocks(unit.file, max(unit.start - 1, 0), unit.stop, lines=False):
-        page = _page(unit, offset, block, fresh=fresh, own=strict or begun)
+    for offset, block in read_blocks(part.file, max(part.start - 1, 0), part.stop, lines=False):
+        page = _page(part, offset, block, fresh=fresh, own=strict or begun)
         end = int(page.texts[1, -1])
         fresh = block.endswith(b"\n")
         if strict and not begun:
@@ -163,18 +163,18 @@ def _pages(unit: Unit) -> Iterator[_Page]:
         begun = begun or bool(page.ids)
         if begun:
             yield page
-        if end < len(block) or (offset + end >= unit.stop and not begun and not strict):
+        if end < len(block) or (offset + end >= part.stop and not begun and not strict):
             return
     if strict and not begun:
         raise UserError(
-            "is empty: there is no sequence in it", where=unit.file, hint="take it out of `files` or fill it"
+            "is empty: there is no sequence in it", where=part.file, hint="take it out of `files` or fill it"
         )
 
 
-def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _Page:
-    """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the unit.
+def _page(part: Range, offset: int, block: bytes, *, fresh: bool, own: bool) -> _Page:
+    """Find the headers; `fresh` where the block begins with a line. It is cut at the first header behind the range.
 
-    What comes before the first header is read, and checked, with an earlier unit where it is not the unit's `own`.
+    What comes before the first header is read, and checked, with an earlier range where it is not this one's `own`.
     """
     blanks, codes = find_blanks(block), np.frombuffer(block, np.uint8)
     # Blanks and the block's two ends; all that follows are places among these, so that nothing has to be searched.
@@ -183,22 +183,22 @@ def _page(unit: Unit, offset: int, block: bytes, *, fresh: bool, own: bool) -> _
     breaks = np.concatenate([[0] if fresh else breaks[:0], breaks, [len(edges) - 1]])
     starts = edges[breaks[:-1]] + 1
     lines = np.flatnonzero(codes.take(starts, mode="clip") == _HEADER)  # behind the last line end: that one itself
-    first, behind = np.searchsorted(starts[lines] + offset, [unit.start, unit.stop]).tolist()
+    first, behind = np.searchsorted(starts[lines] + offset, [part.start, part.stop]).tolist()
     if len(junk := find_junk(block, blanks)):
         joints = (codes[junk] == ord(_JOINT)) & _within(junk, starts[lines], edges[breaks[lines + 1]])
         begin = 0 if own else np.append(starts[lines], len(block))[first]
-        check_text(unit.file, offset, junk[~joints & (junk >= begin)])
+        check_text(part.file, offset, junk[~joints & (junk >= begin)])
     if _RETURN in block:
         returns = blanks[codes[blanks] == _RETURN]
-        _refuse_returns(unit.file, offset, returns[_within(returns, starts[lines], edges[breaks[lines + 1]] - 1)])
+        _refuse_returns(part.file, offset, returns[_within(returns, starts[lines], edges[breaks[lines + 1]] - 1)])
     stop = int(starts[lines[behind]]) if behind < len(lines) else len(block)
     lines = lines[first:behind]
     heads, before, after = starts[lines], breaks[lines], breaks[lines + 1]
     texts = np.stack([np.concatenate([[0], edges[after] + 1]), np.concatenate([heads, [stop]])])
     texts[0] = np.minimum(texts[0], stop)
     residues = texts[1, :-1] - texts[0, :-1] - (before - np.concatenate([[0], after])[:-1])
-    ids = _ids(unit.file, offset, block, heads, edges[before + 1], edges[after])
-    return _Page(unit.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
+    ids = _ids(part.file, offset, block, heads, edges[before + 1], edges[after])
+    return _Page(part.file, offset, block, ids, (heads + offset).tolist(), texts, residues)
 
 
 def _refuse_returns(file: str, offset: int, returns: NDArray[np.int64]) -> None:

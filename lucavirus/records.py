@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lucavirus import alphabet
-from lucavirus.blocks import Unit, check_text, decoded, find_junk, mistake, read_blocks
+from lucavirus.blocks import Range, Unit, check_text, decoded, find_junk, mistake, read_blocks
 from lucavirus.errors import UserError
 from lucavirus.fasta import LettersCheck, read_fasta
 from lucavirus.record_batches import Record, RecordBatch, to_batch
@@ -20,34 +20,35 @@ GATHERED = 1 << 20  # tokens of CSV rows that make a batch
 
 
 def read_unit(unit: Unit, kind: Molecule | None) -> Iterator[RecordBatch]:
-    """Yield the records of a unit of a source: of a FASTA of that kind, or of a CSV where `kind` is None."""
-    return _gathered(read_csv(unit)) if kind is None else read_fasta(unit, kind)
+    """Yield the records of a unit of a source: of FASTA of that kind, or of CSV where `kind` is None."""
+    for part in unit:
+        yield from _gathered(read_csv(part)) if kind is None else read_fasta(part, kind)
 
 
-def read_csv(unit: Unit) -> Iterator[Record]:
-    """Yield the OpenVirus rows whose line begins in the unit, in order; the columns are named by the file's header.
+def read_csv(part: Range) -> Iterator[Record]:
+    """Yield the OpenVirus rows whose line begins in the range, in order; the columns are named by the file's header.
 
     Raises UserError on a file or row that is broken; the text of obj_label is not looked at.
     """
     csv.field_size_limit(sys.maxsize)
-    header = _csv_header(unit.file)
-    if unit.start == 0 and not any(line.strip() for _, line in _lines(Unit(unit.file), header.end)):
-        raise UserError("has a header but no rows", where=unit.file, hint="take it out of `files` or fill it")
-    letters = {molecule: LettersCheck(unit.file, molecule, "obj_type says {}", _TYPE_HINT) for molecule in MOLECULES}
-    for offset, line in _lines(unit, max(unit.start, header.end)):
+    header = _csv_header(part.file)
+    if part.start == 0 and not any(line.strip() for _, line in _lines(Range(part.file), header.end)):
+        raise UserError("has a header but no rows", where=part.file, hint="take it out of `files` or fill it")
+    letters = {molecule: LettersCheck(part.file, molecule, "obj_type says {}", _TYPE_HINT) for molecule in MOLECULES}
+    for offset, line in _lines(part, max(part.start, header.end)):
         if line.strip():
-            yield _csv_record(unit.file, offset, line, header, letters)
+            yield _csv_record(part.file, offset, line, header, letters)
     for check in letters.values():
         check.judge()
 
 
-def _lines(unit: Unit, start: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin in [start, end of the unit), without their ends, with their offsets."""
+def _lines(part: Range, start: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in [start, end of the range), without their ends, with their offsets."""
     # From the byte before, which tells whether a line begins at `start`.
-    for offset, block in read_blocks(unit.file, max(start - 1, 0), unit.stop, lines=True):
-        check_text(unit.file, offset, find_junk(block))
+    for offset, block in read_blocks(part.file, max(start - 1, 0), part.stop, lines=True):
+        check_text(part.file, offset, find_junk(block))
         for line in block.split(b"\n"):
-            if offset >= unit.stop:
+            if offset >= part.stop:
                 return
             if offset >= start:
                 yield offset, line
@@ -64,7 +65,7 @@ class _Header:
 
 
 def _csv_header(file: str) -> _Header:
-    offset, line = next(_lines(Unit(file), 0), (0, b""))
+    offset, line = next(_lines(Range(file), 0), (0, b""))
     names = [name.strip() for name in _fields(file, offset, line)] if line.strip() else []
     missing = [name for name in CSV_COLUMNS if names.count(name) != 1]
     if missing:

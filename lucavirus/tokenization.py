@@ -78,9 +78,11 @@ def _tokenize_unit(
     number: int, unit: Unit, source: Source, source_labels: SourceLabels, out: Path, background: Background
 ) -> dict[str, Any]:
     """Write the shards of a unit; returns their index entries and what was counted."""
+    first, last = unit[0], unit[-1]
     place = {
-        "source": source.name, "input": unit.file, "input_bytes": (unit.start, unit.end),
-        "labels": json.dumps(source_labels.digests),
+        "source": source.name, "labels": json.dumps(source_labels.digests),
+        "input": first.file if first is last else f"{len(unit)} files, {first.file} to {last.file}",
+        "input_bytes": (first.start, first.end) if first is last else (0, 0),
     }  # fmt: skip
     writer = ShardWriter(out, number, place, background)
     counts: Counter[str] = Counter()

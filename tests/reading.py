@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lucavirus.blocks import Unit
+from lucavirus.blocks import Range, plan_units
 from lucavirus.fasta import read_fasta as read_batches
 from lucavirus.record_batches import Record, RecordBatch
 from lucavirus.tasks import Molecule
@@ -26,8 +26,13 @@ def writer(folder: Path) -> Write:
     return write
 
 
-def read_fasta(unit: Unit, molecule: Molecule) -> Iterator[Record]:
-    return flat(read_batches(unit, molecule))
+def read_fasta(part: Range, molecule: Molecule) -> Iterator[Record]:
+    return flat(read_batches(part, molecule))
+
+
+def ranges(file: str, size: int) -> list[Range]:
+    """What the units of a file read, when they are of at most `size` bytes."""
+    return [part for unit in plan_units([file], size) for part in unit]
 
 
 def flat(batches: Iterator[RecordBatch]) -> Iterator[Record]:
@@ -39,4 +44,4 @@ def bodies(found: Iterator[Record] | list[Record]) -> list[tuple[str, bytes]]:
 
 
 def fasta_mistake(file: str, molecule: str = "gene") -> str:
-    return mistake(lambda: list(read_fasta(Unit(file), molecule)))  # type: ignore[arg-type]
+    return mistake(lambda: list(read_fasta(Range(file), molecule)))  # type: ignore[arg-type]

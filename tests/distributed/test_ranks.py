@@ -28,13 +28,14 @@ def _run(script: str, *arguments: object, ranks: int) -> None:
 def test_shards_and_splits_have_the_same_bytes(settings: Path) -> None:
     data = settings.parent
     content = json.loads(settings.read_text())
-    # Three input files are three units for two ranks.
-    fasta = Path(content["sources"][1]["files"][0])
+    # Three input files, too large to share one, are three units for two ranks.
+    content["tokenize"] = {"unit_mb": 1}
+    fasta = Path(content["sources"][0]["files"][0])
     records = fasta.read_text().split(">")[1:]
     parts = [fasta.with_name(f"part{n}.fasta") for n in range(3)]
     for n, part in enumerate(parts):
         part.write_text("".join(f">{record}" for record in records[n::3]))
-    content["sources"][1]["files"] = [str(part) for part in parts]
+    content["sources"][0]["files"] = [str(part) for part in parts]
     own = data / "three.json"
     own.write_text(json.dumps(content))
     for ranks in (1, 2):
@@ -57,6 +58,7 @@ def test_an_id_that_two_ranks_have_read_is_refused(settings: Path) -> None:
     copy = Path(file).with_name("copy.fasta")
     copy.write_text(Path(file).read_text())
     content["sources"][1]["files"] = [file, str(copy)]
+    content["tokenize"] = {"unit_mb": 1}  # two units
     own = settings.with_name("twice.json")
     own.write_text(json.dumps(content))
     where = ["--vocabularies", settings.parent / "vocabularies", "--out", settings.parent / "twice"]

@@ -10,10 +10,10 @@ import pytest
 
 from lucavirus import blocks
 from lucavirus.alphabet import encode
-from lucavirus.blocks import Unit, plan_units
+from lucavirus.blocks import Range, plan_units
 from lucavirus.errors import UserError
 from lucavirus.fasta import scan_ids
-from tests.reading import Write, bodies, fasta_mistake, read_fasta, writer
+from tests.reading import Write, bodies, fasta_mistake, ranges, read_fasta, writer
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def write(tmp_path: Path) -> Write:
 
 def test_fasta_by_hand(write: Write) -> None:
     file = write(b">a first one\nACGT\nAC\n>b\tsecond > of 2\n\nG\n")
-    first, second = read_fasta(Unit(file), "gene")
+    first, second = read_fasta(Range(file), "gene")
     assert (first.id, first.tokens, first.molecule, first.where) == (
         "a",
         encode("gene", b"ACGTAC"),
@@ -50,7 +50,7 @@ def test_fasta_by_hand(write: Write) -> None:
 def test_fasta_of_many_habits(write: Write, name: str, content: bytes) -> None:
     file = write(content, name)
     expected = [("a", encode("gene", b"ACGT")), ("b", encode("gene", b"GG"))]
-    assert bodies(read_fasta(Unit(file), "gene")) == expected
+    assert bodies(read_fasta(Range(file), "gene")) == expected
     assert list(scan_ids(file)) == ["a", "b"]
 
 
@@ -86,12 +86,12 @@ def test_units_of_any_size_give_each_record_once(write: Write, monkeypatch: pyte
         file = write(content)
         assert list(scan_ids(file)) == [name for name, _ in expected]
         for size in (1, 2, 3, 5, 7, 16, len(content) - 1, len(content), len(content) + 9):
-            units = plan_units([file], size)
-            parts = [list(read_fasta(unit, "gene")) for unit in units]
-            assert bodies(record for part in parts for record in part) == expected, (content, size)
-            for unit, part in zip(units, parts, strict=True):
-                assert all(unit.start <= record.offset < unit.end for record in part)
-                assert all(content[record.offset :].startswith(f">{record.id}".encode()) for record in part)
+            parts = ranges(file, size)
+            found = [list(read_fasta(part, "gene")) for part in parts]
+            assert bodies(record for records in found for record in records) == expected, (content, size)
+            for part, records in zip(parts, found, strict=True):
+                assert all(part.start <= record.offset < part.end for record in records)
+                assert all(content[record.offset :].startswith(f">{record.id}".encode()) for record in records)
 
 
 def test_a_record_far_longer_than_a_block(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,16 +100,38 @@ def test_a_record_far_longer_than_a_block(write: Write, monkeypatch: pytest.Monk
     file = write(b">long\n" + lines + b">next\nAC\n>one_line\n" + b"G" * 50_000)
     sequences = {"long": lines, "next": b"AC", "one_line": b"G" * 50_000}
     expected = [(name, encode("gene", sequence)) for name, sequence in sequences.items()]
-    assert bodies(read_fasta(Unit(file), "gene")) == expected
-    assert bodies(record for unit in plan_units([file], 999) for record in read_fasta(unit, "gene")) == expected
+    assert bodies(read_fasta(Range(file), "gene")) == expected
+    assert bodies(record for part in ranges(file, 999) for record in read_fasta(part, "gene")) == expected
 
 
 def test_units_are_equal_ranges(write: Write) -> None:
     plain, packed, empty = write(b">a\nACGTACGT\n"), write(b">a\nAC\n", "b.fasta.gz"), write(b"", "c.fasta")
     assert plan_units([plain, packed, empty], 5) == [
-        Unit(plain, 0, 4), Unit(plain, 4, 8), Unit(plain, 8, 12), Unit(packed, 0, 0), Unit(empty, 0, 0),
+        [Range(plain, 0, 4)], [Range(plain, 4, 8)], [Range(plain, 8, 12)], [Range(packed, 0, 0)], [Range(empty, 0, 0)],
     ]  # fmt: skip
-    assert plan_units([plain], 6) == [Unit(plain, 0, 6), Unit(plain, 6, 12)]
+    assert plan_units([plain], 6) == [[Range(plain, 0, 6)], [Range(plain, 6, 12)]]
+
+
+def test_small_files_share_units_up_to_an_eighth_of_the_size(write: Write) -> None:
+    plain = [write(b">x\nACGTAC\n", f"{name}.fasta") for name in "abcdefg"]  # of 10 bytes
+    large, empty = write(b">x\n" + b"A" * 300, "large.fasta"), write(b"", "empty.fasta")
+    units = plan_units([*plain[:4], large, empty, *plain[4:]], 240)
+    assert [[(part.file, part.start, part.end) for part in unit] for unit in units] == [
+        [(file, 0, 10) for file in plain[:3]],
+        [(plain[3], 0, 10)],
+        [(large, 0, 151)],
+        [(large, 151, 303)],
+        [(empty, 0, 0), *((file, 0, 10) for file in plain[4:])],
+    ]
+    assert plan_units(plain[:4], 240 - 8) == [[Range(file, 0, 10) for file in pair] for pair in (plain[:2], plain[2:4])]
+
+
+def test_packed_files_count_four_times_in_a_unit(tmp_path: Path) -> None:
+    for name, size in (("a.fasta", 8), ("b.fasta.gz", 4), ("c.fasta.gz", 1)):
+        (tmp_path / name).write_bytes(bytes(size))
+    files = [str(tmp_path / name) for name in ("a.fasta", "b.fasta.gz", "c.fasta.gz")]
+    assert [len(unit) for unit in plan_units(files, 8 * 24)] == [2, 1]
+    assert [len(unit) for unit in plan_units(files, 8 * 28)] == [3]
 
 
 @pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz"])
@@ -156,7 +178,7 @@ def test_headers_that_ncbi_has_joined(write: Write, monkeypatch: pytest.MonkeyPa
     content = f">a {word} [x]\x01b two\x01c three\nAC\nGT\n>d\x01e\nGG\n".encode()
     file = write(content)
     for size in (3, 5, 8, len(content)):
-        assert bodies(record for unit in plan_units([file], size) for record in read_fasta(unit, "gene")) == [
+        assert bodies(record for part in ranges(file, size) for record in read_fasta(part, "gene")) == [
             ("a", encode("gene", b"ACGT")),
             ("d", encode("gene", b"GG")),
         ]
@@ -194,9 +216,9 @@ def test_mistakes_are_found_in_later_units(write: Write, monkeypatch: pytest.Mon
     for bad, line in ((b">bad\n\n", 101), (b">long\n" + b"ACGT\n" * 30 + b"AC\0GT\n", 132)):
         file = write(b">a\nACGT\n" * 50 + bad + b">c\nACGT\n")
         found = set()
-        for unit in plan_units([file], 64):
+        for part in ranges(file, 64):
             try:
-                list(read_fasta(unit, "gene"))
+                list(read_fasta(part, "gene"))
             except UserError as error:
                 found.add(error.where)
         assert found == {f"{file}:{line}"}
@@ -205,10 +227,10 @@ def test_mistakes_are_found_in_later_units(write: Write, monkeypatch: pytest.Mon
 def test_the_first_unit_tells_that_there_is_no_record(write: Write) -> None:
     file = write(b"\n\r\n \n")
     for size in (1, 3, 100):
-        first, *others = plan_units([file], size)
+        first, *others = ranges(file, size)
         with pytest.raises(UserError, match="is empty: there is no sequence"):
             list(read_fasta(first, "gene"))
-        assert not [record for unit in others for record in read_fasta(unit, "gene")]
+        assert not [record for part in others for record in read_fasta(part, "gene")]
 
 
 PROTEINS = b">p1\nMKNPKKKSGGFRIVNMLKRG\n>p2\nVARVSPFGGLKRLPAGLLLGHGPIRMVLAILAFLRFTAIKPS\n"
@@ -226,16 +248,16 @@ def test_the_other_molecule_is_refused_with_the_setting_to_change(write: Write, 
 
 
 def test_the_right_molecule_is_not_refused(write: Write) -> None:
-    assert len(list(read_fasta(Unit(write(PROTEINS)), "prot"))) == 2
-    assert len(list(read_fasta(Unit(write(GENES)), "gene"))) == 2
+    assert len(list(read_fasta(Range(write(PROTEINS)), "prot"))) == 2
+    assert len(list(read_fasta(Range(write(GENES)), "gene"))) == 2
     mostly_n = write(b">a\n" + b"N" * 20_000 + b"\nACGT\n" + GENES)
-    assert len(list(read_fasta(Unit(mostly_n), "gene"))) == 3
+    assert len(list(read_fasta(Range(mostly_n), "gene"))) == 3
 
 
 def test_kind_is_judged_by_the_first_records(write: Write) -> None:
     """A few odd records after a good beginning pass, so that the judgement costs nothing on large files."""
     file = write(GENES * 300 + PROTEINS)
-    assert len(list(read_fasta(Unit(file), "gene"))) == 602
+    assert len(list(read_fasta(Range(file), "gene"))) == 602
 
 
 def test_kind_is_judged_over_several_blocks(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

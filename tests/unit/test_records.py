@@ -12,13 +12,13 @@ import pytest
 
 from lucavirus import blocks
 from lucavirus.alphabet import encode
-from lucavirus.blocks import Unit, plan_units
+from lucavirus.blocks import Range, plan_units
 from lucavirus.errors import UserError
 from lucavirus.fasta import scan_ids
 from lucavirus.record_batches import Record
 from lucavirus.records import read_csv, read_unit
 from tests.mistakes import mistake
-from tests.reading import Write, bodies, fasta_mistake, flat, read_fasta, writer
+from tests.reading import Write, bodies, fasta_mistake, flat, ranges, read_fasta, writer
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 HEADER = b"obj_id,obj_type,obj_seq,obj_label\n"
@@ -30,7 +30,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def csv_mistake(file: str) -> str:
-    return mistake(lambda: list(read_csv(Unit(file))))
+    return mistake(lambda: list(read_csv(Range(file))))
 
 
 def test_a_csv_whose_type_is_the_other_molecule_is_refused(write: Write) -> None:
@@ -52,11 +52,11 @@ def test_csv_by_hand(write: Write) -> None:
         b',,p1,"MKL",prot\r\n'
     )
     file = write(content, "a.csv")
-    gene, protein = read_csv(Unit(file))
+    gene, protein = read_csv(Range(file))
     assert gene == Record("g,1", "gene", encode("gene", b"ACGT"), file, 47, '{"seq_level": {"gene_taxonomy": 1}}')
     assert (protein.id, protein.molecule, protein.tokens, protein.labels) == ("p1", "prot", encode("prot", b"MKL"), "")
     assert (gene.where, protein.where) == (f"{file}:2", f"{file}:4")
-    assert list(flat(read_unit(Unit(file), None))) == [gene, protein]
+    assert list(flat(read_unit([Range(file)], None))) == [gene, protein]
 
 
 def random_csv(dice: random.Random) -> tuple[bytes, list[tuple[str, str, bytes, str]]]:
@@ -86,12 +86,12 @@ def test_csv_units_of_any_size_give_each_row_once(write: Write, monkeypatch: pyt
         for size in (1, 2, 7, 33, len(content) - 1, len(content)):
             found = [record for unit in plan_units([file], size) for record in flat(read_unit(unit, None))]
             assert [(r.id, r.molecule, r.tokens, r.labels) for r in found] == expected, (content, size)
-        assert [r.id for r in read_csv(Unit(packed))] == [name for name, *_ in expected]
+        assert [r.id for r in read_csv(Range(packed))] == [name for name, *_ in expected]
 
 
 def test_csv_fields_may_be_long(write: Write) -> None:
     file = write(HEADER + b'long,gene,"' + b"ACGT" * 300_000 + b'",\n', "a.csv")
-    assert [len(record.tokens) for record in read_csv(Unit(file))] == [1_200_000]
+    assert [len(record.tokens) for record in read_csv(Range(file))] == [1_200_000]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_no_row_ends_the_file_silently(write: Write) -> None:
     file = write(HEADER + rows.replace(b"g5,gene", b"g5;gene"), "a.csv")
     seen = []
     with pytest.raises(UserError, match=":7: the row has 3 fields"):
-        for record in read_csv(Unit(file)):
+        for record in read_csv(Range(file)):
             seen.append(record.id)
     assert seen == [f"g{n}" for n in range(5)]
 
@@ -159,21 +159,21 @@ def shared(name: str) -> str:
 )
 def test_real_fasta(name: str, kind: str, count: int, residues: int, tmp_path: Path) -> None:
     file = shared(name)
-    found = bodies(read_fasta(Unit(file), kind))  # type: ignore[arg-type]
+    found = bodies(read_fasta(Range(file), kind))  # type: ignore[arg-type]
     assert len(found) == len(dict(found)) == count
     assert sum(len(body) for _, body in found) == residues
     assert list(scan_ids(file)) == [name for name, _ in found]
     plain = tmp_path / "plain.fasta"
     plain.write_bytes(gzip.decompress(Path(file).read_bytes()))
-    units = plan_units([str(plain)], 100_003)
-    assert bodies(record for unit in units for record in read_fasta(unit, kind)) == found  # type: ignore[arg-type]
+    parts = ranges(str(plain), 100_003)
+    assert bodies(record for part in parts for record in read_fasta(part, kind)) == found  # type: ignore[arg-type]
     other = "prot" if kind == "gene" else "gene"
     assert f"write `kind: {kind}`" in fasta_mistake(file, other)
 
 
 def test_real_csv_holds_the_sequences_of_the_fasta() -> None:
-    rows = [record for part in ("0", "1") for record in read_csv(Unit(shared(f"openvirus/part_0{part}.csv.gz")))]
+    rows = [record for part in ("0", "1") for record in read_csv(Range(shared(f"openvirus/part_0{part}.csv.gz")))]
     assert len(rows) == 3000
     for kind in ("gene", "prot"):
-        fasta = dict(bodies(read_fasta(Unit(shared(f"openvirus/{kind}.fasta.gz")), kind)))
+        fasta = dict(bodies(read_fasta(Range(shared(f"openvirus/{kind}.fasta.gz")), kind)))
         assert dict(bodies(record for record in rows if record.molecule == kind)) == fasta

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lucavirus.blocks import Unit
+from lucavirus.blocks import Range
 from lucavirus.config import Settings
 from lucavirus.config_data import Source
 from lucavirus.config_load import load_settings
@@ -36,7 +36,7 @@ def test_labels_of_a_fasta_become_class_ids(case: Case) -> None:
     settings = case()
     source, labels = source_labels(settings, "g")
     genes = {
-        record.id: labels.of(record, 10) for batch in read_fasta(Unit(source.files[0]), "gene") for record in batch
+        record.id: labels.of(record, 10) for batch in read_fasta(Range(source.files[0]), "gene") for record in batch
     }
     assert genes == {
         "g1": {"gene_type": [(1, 3, 2), (0, 0, 1)], "gene_taxonomy": [(0,)]},
@@ -45,7 +45,7 @@ def test_labels_of_a_fasta_become_class_ids(case: Case) -> None:
     assert labels.left_out[settings.sources[0].annotations[0]] == Counter({"region": 1})
     source, labels = source_labels(settings, "p")
     proteins = {
-        record.id: labels.of(record, 8) for batch in read_fasta(Unit(source.files[0]), "prot") for record in batch
+        record.id: labels.of(record, 8) for batch in read_fasta(Range(source.files[0]), "prot") for record in batch
     }
     assert proteins == {
         # The file's order, in which later spans overwrite earlier ones; a keyword given twice counts once.
@@ -103,7 +103,7 @@ def test_labels_of_a_csv(case: Case, tmp_path: Path) -> None:
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([("obj_id", "obj_type", "obj_seq", "obj_label"), *rows])
     labels = SourceLabels(Source(name="c", files=(str(path),)), NAMES, {})
-    found = list(read_csv(Unit(str(path))))
+    found = list(read_csv(Range(str(path))))
     assert labels.of(found[0], 4) == {"gene_type": [(0, 3, 2)]}
     assert labels.of(found[1], 3) == {"prot_keyword": [(1,), (0,)]}
     for number, what in (
@@ -142,7 +142,7 @@ def test_real_sources(tmp_path: Path) -> None:
     for source in settings.sources:
         assert source.kind
         labels = SourceLabels(source, vocabularies, {})
-        for record in (record for batch in read_fasta(Unit(source.files[0]), source.kind) for record in batch):
+        for record in (record for batch in read_fasta(Range(source.files[0]), source.kind) for record in batch):
             assert len(labels.of(record, len(record.tokens))[f"{source.kind}_taxonomy"]) == 1
 
 
@@ -156,5 +156,5 @@ def test_real_openvirus_labels_fit_their_vocabularies() -> None:
     assert {task: len(names) for task, names in vocabularies.items()} == counts
     file = str(folder / "part_00.csv.gz")
     labels = SourceLabels(Source(name="c", files=(file,)), vocabularies, {})
-    found = [labels.of(record, len(record.tokens)) for record in read_csv(Unit(file))]
+    found = [labels.of(record, len(record.tokens)) for record in read_csv(Range(file))]
     assert len(found) == 1500 and sum("prot_keyword" in row for row in found) > 500

@@ -101,6 +101,20 @@ def test_a_shard_tells_what_it_was_made_of(tmp_path: Path, write: Callable[[str,
     }  # fmt: skip
 
 
+def test_small_files_share_a_shard_that_holds_what_one_file_would(
+    tmp_path: Path, write: Callable[[str, str], str]
+) -> None:
+    texts = [f">{name}\n{'ACGT' * size}\n" for name, size in (("x", 3), ("y", 1), ("z", 2))]
+    files = [write(f"{number}.fa", text) for number, text in enumerate(texts)]
+    (of_one,) = _tokenize(tmp_path, _settings(files=[write("all.fa", "".join(texts))], kind="gene", window_size=8))
+    one = {name: array.copy() for name, array in of_one.arrays.items()}
+    (of_three,) = _tokenize(tmp_path, _settings(files=files, kind="gene", window_size=8))
+    assert [of_three.name(row) for row in range(4)] == ["x_0_0_8", "x_1_8_12", "y", "z"]
+    assert [name for name, array in of_three.arrays.items() if not np.array_equal(array, one[name])] == []
+    assert of_three.attributes["input"] == f"3 files, {files[0]} to {files[2]}"
+    assert of_three.attributes["input_bytes"].tolist() == [0, 0]
+
+
 def test_openvirus_csv(tmp_path: Path, write: Callable[[str, str], str]) -> None:
     names = {task: write(f"{task}.txt", "A\nB\nC\n") for task in SUPERVISED}
     text = (
@@ -159,6 +173,7 @@ def test_a_rank_makes_and_removes_its_own_units_only(
     tmp_path: Path, write: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Ranks, "least", lambda _, number: number)  # the second rank by itself
+    monkeypatch.setattr(blocks, "_SHARED", 10**9)  # each file is a unit
     out, settings = (
         tmp_path / "shards",
         _settings(files=[write(f"{n}.fa", f">{n}\nACGT\n") for n in "abcd"], kind="gene"),
