@@ -110,9 +110,11 @@ class FlatGradients:
                 module.sums = self._sums([module.k_proj, module.v_proj, module.q_proj])
 
     def _sums(self, layers: Sequence[Linear]) -> Sums:
-        return Sums(self._one([layer.weight for layer in layers]), self._one([layer.bias for layer in layers]))
+        return Sums(
+            self._together([layer.weight for layer in layers]), self._together([layer.bias for layer in layers])
+        )
 
-    def _one(self, parameters: Sequence[Tensor]) -> Tensor:
+    def _together(self, parameters: Sequence[Tensor]) -> Tensor:
         """The gradients of neighbouring parameters, one below the other.
 
         A tensor of its own in the same memory. Views would share the buffer's version, so that autograd took the sums
@@ -120,8 +122,8 @@ class FlatGradients:
         """
         places = [self._places[parameter] for parameter in parameters]
         assert all(place.stop == following.start for place, following in pairwise(places))
-        together = self._buffer[places[0].start : places[-1].stop]
-        return from_dlpack(together.view(-1, *parameters[0].shape[1:]))
+        part = self._buffer[places[0].start : places[-1].stop]
+        return from_dlpack(part.view(-1, *parameters[0].shape[1:]))
 
     @property
     def flat(self) -> Tensor:
