@@ -89,7 +89,7 @@ def measure(run: Run, data: Path, ranks: Ranks, warm_up: int, count: int, profil
 
 
 def _update(updater: Updater, number: int, arriving: Iterator[list[Pack]], ranks: Ranks) -> dict[str, float]:
-    """One update; its end waits for the device, because the norm of the gradient is read."""
+    """One update, to where the norm of its gradient is read: AdamW's time on a GPU is in that of the next one."""
     started = time.perf_counter()
     packs = next(arriving)
     waited = time.perf_counter() - started
