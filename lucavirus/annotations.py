@@ -130,7 +130,8 @@ def _circles(file: str) -> dict[str, int]:
     It is the row of the whole sequence: others (a circular RNA, say) may be circular too.
     """
     rows = (line.split("\t") for _, line in read_lines(file) if "Is_circular=true" in line and not line.startswith("#"))
-    return {unquote(row[0]): int(row[4]) for row in rows if len(row) >= 9 and row[4].isdecimal() and _is_whole(row)}
+    whole = (row for row in rows if len(row) >= 9 and _INTEGER.fullmatch(row[4]) and _is_whole(row))
+    return {unquote(row[0]): int(row[4]) for row in whole}
 
 
 def _is_whole(row: list[str]) -> bool:

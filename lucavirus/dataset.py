@@ -65,6 +65,11 @@ class Dataset:
             read.append(Sample(index, table.molecule, shard.sequence(row)[: self.body_length], labels))
         return read
 
+    def has_labels(self, task: str) -> bool:
+        """True where a shard of these sequences has a label of the task."""
+        shards = {name: None for table in self._tables if task in table.tasks for name in table.shards}
+        return any(len(self._shard(name).arrays[f"labels/{task}/values"]) for name in shards)
+
     def name(self, index: int) -> str:
         """The id of one sample, as in the input (windows: with their place)."""
         ((_, shard, row),) = self._find(np.array([index]))

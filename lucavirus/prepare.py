@@ -30,6 +30,7 @@ class Prepared:
     dev: Dataset
     test: Dataset
     dropped: tuple[str, ...]
+    unlabelled: tuple[str, ...]
     fingerprint: dict[str, Any]
 
     def max_steps(self) -> int:
@@ -41,7 +42,11 @@ class Prepared:
 
 
 def prepare(name: str, run: Run, data: Path) -> Prepared:
-    """Open the data of a run; tasks without any label are dropped. Raises UserError where nothing can be learned."""
+    """Open the data of a run. Raises UserError where nothing can be learned.
+
+    Tasks without a class are dropped. Those whose vocabulary was given, but without any label, keep their head: that of
+    weights that the run begins with may be wanted.
+    """
     if not (data / "datasets").is_dir():
         raise UserError(
             "has no data sets", where=str(data), hint="`snakemake split` makes them; is it the right folder?"
@@ -49,19 +54,21 @@ def prepare(name: str, run: Run, data: Path) -> Prepared:
     vocabularies = read_vocabularies(data / "vocabularies")
     dropped = tuple(task for task in run.tasks if task in SUPERVISED and not vocabularies[task])
     tasks = tuple(task for task in run.tasks if task not in dropped)
-    if not tasks:
+    train, dev, test = open_splits(data, run, tasks)
+    require_samples(train, f"run {name}")
+    unlabelled = tuple(task for task in tasks if task in SUPERVISED and not train.has_labels(task))
+    learned = [task for task in tasks if task not in unlabelled]
+    if not learned:
         raise UserError(f"no task of run {name} has a label", hint="give annotations, or add a mask task to its tasks")
-    if not any(map(run.task_weight, tasks)):
-        what = f"task_weights are 0 for all tasks of run {name} that have a label: {', '.join(tasks)}"
+    if not any(map(run.task_weight, learned)):
+        what = f"task_weights are 0 for all tasks of run {name} that have a label: {', '.join(learned)}"
         raise UserError(what, hint="give annotations for another task, or one of these a weight")
     fingerprint = run.meaning()  # with the tasks as configured: which of them have labels is up to the vocabularies
     run = run.model_copy(update={"tasks": tasks})
     classes = classes_of(vocabularies, tasks)
-    train, dev, test = open_splits(data, run, tasks)
-    require_samples(train, f"run {name}")
     return Prepared(
         name, run, classes, Architecture.of(run, classes),
-        Plan.of(run, len(train)), train, dev, test, dropped,
+        Plan.of(run, len(train)), train, dev, test, dropped, unlabelled,
         fingerprint | _data_fingerprint(run, vocabularies, fingerprints([train, dev, test])),
     )  # fmt: skip
 

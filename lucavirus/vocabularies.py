@@ -212,11 +212,15 @@ class SourceLabels:
             check_labels(labels, length, self._sizes)
         except UserError as error:
             row = self._outside(record, length) if record.labels is None else None
-            if row and row.span and is_gff3(row.file):
+            if row is None:
+                raise UserError(error.what, where=record.where, hint=error.hint) from None
+            what, hint = error.what, error.hint
+            if row.span and is_gff3(row.file):
                 first, last = (place + 1 for place in row.span)
                 what = f"the feature from {first} to {last} is not within the sequence of {length} residues"
-                raise UserError(what, where=row.where, hint=_GFF3_HINT) from None
-            raise UserError(error.what, where=row.where if row else record.where, hint=error.hint) from None
+                hint = _GFF3_HINT
+            # Its place too: the id may have been used twice.
+            raise UserError(f"{what}, {record.id} at {record.where}", where=row.where, hint=hint) from None
         return labels
 
     def _annotations(self, left_out: dict[str, Counter[str]] | None = None) -> Iterator[Annotation]:

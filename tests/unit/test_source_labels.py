@@ -67,13 +67,22 @@ def test_the_order_of_rows_is_kept_among_many(case: Case) -> None:
     assert found == {"prot_domain": [span[1:] for span in spans if span[0] == "p2"]}
 
 
-def test_a_span_beyond_the_sequence_is_told_with_the_line_of_its_row(case: Case, tmp_path: Path) -> None:
+def test_a_span_beyond_the_sequence_is_told_with_the_line_of_its_row_and_of_the_sequence(
+    case: Case, tmp_path: Path
+) -> None:
+    (tmp_path / "again.fasta").write_text(">x\nA\n>again\nA\n")
     _, labels = source_labels(case(), "p")
-    message = mistake(lambda: labels.of(Record("p1", "prot", b"", "p.fasta", 0), 7))
-    assert message.startswith(f"{tmp_path}/labels.tsv:9: the prot_domain span [2, 7] is not within the sequence of 7")
+    message = mistake(lambda: labels.of(Record("p1", "prot", b"", f"{tmp_path}/again.fasta", 5), 7))
+    assert message.startswith(
+        f"{tmp_path}/labels.tsv:9: the prot_domain span [2, 7] is not within the sequence of 7 residues, "
+        f"p1 at {tmp_path}/again.fasta:3"
+    )
     _, labels = source_labels(case(), "g")
-    message = mistake(lambda: labels.of(Record("g2", "gene", b"", "g.fasta", 0), 3))
-    assert message.startswith(f"{tmp_path}/genes.gff3:4: the feature from 1 to 4 is not within the sequence of 3 res")
+    message = mistake(lambda: labels.of(Record("g2", "gene", b"", f"{tmp_path}/again.fasta", 0), 3))
+    assert message.startswith(
+        f"{tmp_path}/genes.gff3:4: the feature from 1 to 4 is not within the sequence of 3 residues, "
+        f"g2 at {tmp_path}/again.fasta:1"
+    )
     assert "counts from 1" in message and "Is_circular=true" in message
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lucavirus import shards
 from lucavirus.checkpoint import save_checkpoint
 from lucavirus.config import Run, Settings, StopAfter
 from lucavirus.continuing import differences
@@ -25,7 +26,6 @@ from lucavirus.prepare import prepare
 from lucavirus.shards import map_arrays, write_arrays
 from lucavirus.start import Started, _arrange, _early_end, _first_state, _introduction, _warnings, start
 from lucavirus.state import Checkpoints, State
-from lucavirus.tasks import SUPERVISED
 from tests import tiny
 
 AUTO = Run(max_epochs=12, max_steps="auto", final_learning_rate=1e-5)
@@ -48,7 +48,8 @@ def test_a_schedule_that_ends_before_the_epochs_is_told(run: Run, last: int, tol
 
 def test_what_the_data_cannot_teach_or_tell_is_told() -> None:
     words: dict[str, Any] = {
-        "dropped": ("gene_taxonomy",), "classes": {"prot_site": 1, "prot_domain": 2, "prot_keyword": 1},
+        "dropped": ("gene_taxonomy",), "unlabelled": (),
+        "classes": {"prot_site": 1, "prot_domain": 2, "prot_keyword": 1},
         "train": range(256), "dev": range(1), "test": range(1), "run": GIVEN, "plan": SimpleNamespace(updates=9),
         "max_steps": lambda: 9,
     }  # fmt: skip
@@ -93,7 +94,7 @@ def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_by_itself(tmp_path
 
 def test_a_warm_up_longer_than_the_training_is_told() -> None:
     run = Run(warmup_steps=320, gradient_accumulation_steps=32, learning_rate=0.002)
-    words: dict[str, Any] = {"run": run, "dropped": (), "classes": {}}
+    words: dict[str, Any] = {"run": run, "dropped": (), "unlabelled": (), "classes": {}}
     words |= {"train": range(256), "dev": range(1), "test": range(1)}
     for planned, last, told in ((10, 100, "10: 0.002"), (100, 5, "5: 0.001"), (11, 11, "")):
         prepared = SimpleNamespace(**words, plan=SimpleNamespace(updates=planned), max_steps=lambda last=last: last)
@@ -151,16 +152,6 @@ def test_the_last_update_is_that_of_the_first_end(planned: int, max_steps: int, 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_project(tmp_path_factory.mktemp("start"))
-
-
-def test_weights_of_the_tasks_that_are_left_are_not_all_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = dict.fromkeys(SUPERVISED, ()) | {"gene_type": ("CDS",)}
-    monkeypatch.setattr("lucavirus.prepare.read_vocabularies", lambda _: labels)
-    (tmp_path / "datasets").mkdir()
-    run = Run(tasks=("gene_type", "prot_site"), task_weights={"gene_type": 0})
-    told = "task_weights are 0 for all tasks of run mine that have a label: gene_type"
-    with pytest.raises(UserError, match=told):
-        prepare("mine", run, tmp_path)
 
 
 def begun(project: Path, work: Path, changes: dict[str, Any], **words: Any) -> Started:
@@ -276,9 +267,29 @@ def test_the_schedule_ends_at_the_last_rate(project: Path, last_rate: float, ste
 
 def test_warnings_come_before_what_the_run_is(project: Path, tmp_path: Path) -> None:
     started = begun(project, tmp_path, {})
-    started.prepared = replace(started.prepared, dropped=("prot_site",))
-    first, second, *_ = _introduction(started)
-    assert first.startswith("warning: prot_site has no label") and second.startswith("run full: ")
+    started.prepared = replace(started.prepared, dropped=("prot_site",), unlabelled=("prot_homo",))
+    first, second, third, *_ = _introduction(started)
+    assert first.startswith("warning: prot_site has no label") and third.startswith("run full: ")
+    assert second == "warning: prot_homo has no label in these data; its head learns nothing"
+
+
+def test_a_task_whose_vocabulary_was_given_may_have_no_label(project: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(project.parent, tmp_path / "data"))
+    for path in (data / "shards").glob("*/*.h5"):
+        arrays, attributes = map_arrays(path, shards.FORMAT, shards.VERSION)
+        changed = {name: np.array(array) for name, array in arrays.items()}
+        changed["labels/gene_taxonomy/values"] = changed["labels/gene_taxonomy/values"][:0]
+        changed["labels/gene_taxonomy/offsets"] *= 0
+        write_arrays(path, changed, attributes)
+    prepared = prepare("full", tiny.RUN, data)
+    assert (prepared.dropped, prepared.unlabelled) == ((), ("gene_taxonomy",))
+    assert "gene_taxonomy" in prepared.run.tasks and prepared.architecture.heads["gene_taxonomy"][1] == 5
+    of_genes = {"molecules": ("gene",), "tasks": ("gene_taxonomy",)}
+    with pytest.raises(UserError, match="no task of run full has a label"):
+        prepare("full", tiny.RUN.model_copy(update=of_genes), data)
+    of_genes |= {"tasks": ("gene_taxonomy", "gene_type"), "task_weights": {"gene_type": 0.0}}
+    with pytest.raises(UserError, match=r"task_weights are 0 for all tasks of run full that have a label: gene_type\n"):
+        prepare("full", tiny.RUN.model_copy(update=of_genes), data)
 
 
 def test_a_run_without_training_sequences_is_refused(project: Path, tmp_path: Path) -> None:
