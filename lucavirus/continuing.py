@@ -100,7 +100,7 @@ def require_step(work: Path, step: int) -> None:
 
 
 def _no_way_back(work: Path, step: int, problem: str) -> UserError:
-    steps = ", ".join(map(str, sorted(_steps(work)))) or "none"
+    steps = ", ".join(str(other) for other in sorted(_steps(work)) if other != step) or "none"
     return UserError(f"cannot go back to step {step}: {problem}", where=str(work / "checkpoints"),
                      hint=f"trained_checkpoint must be one of the steps that are there: {steps}")  # fmt: skip
 

@@ -43,7 +43,11 @@ class History:
         if not self._first:
             return
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the whole run
-        self._file.truncate(min(kept_bytes, self.path.stat().st_size))
+        missing = kept_bytes - self.path.stat().st_size
+        # Of what somebody has cut off or put in its place, the lines that are whole.
+        self._file.truncate(kept_bytes if missing <= 0 else self.path.read_bytes().rfind(b"\n") + 1)
+        if missing > 0:
+            self.say(f"warning: {missing:,} bytes of {self.path}, written before this checkpoint, are gone")
         self._forget_skips_after(first_update)
         self._board: SummaryWriter | None = _open_board(work, first_update + 1)
 

@@ -76,11 +76,16 @@ def source_files(*names) -> list[str]:
 
 
 def refuse_changed(run) -> None:
-    """An error, before any job starts, where a run is not what it was trained as so far."""
+    """An error, before any job starts, where a run is not what it was trained as, or has no such step to go back to."""
     work = Path("work", SETTINGS.project, run)
     changed = changed_settings(work, SETTINGS.runs[run].meaning())
     if changed and SETTINGS.restart != run:
         raise ConfigurationError(str(refusal(run, work, changed)))
+    if SETTINGS.run == run and SETTINGS.trained_checkpoint and SETTINGS.model_dirpath is None:
+        try:
+            require_step(work, SETTINGS.trained_checkpoint)
+        except UserError as error:
+            raise ConfigurationError(str(error)) from None
 
 
 def datasets(wildcards) -> list[str]:
@@ -280,16 +285,10 @@ def resumed_training(wildcards) -> list[str]:
     run, runs = SETTINGS.run, ", ".join(SETTINGS.runs)
     if run is None:
         raise ConfigurationError(f"which run? Say it like this: snakemake resume --config run=NAME (one of {runs})")
-    work = Path("work", SETTINGS.project, run)
-    checkpoints = work / "checkpoints"
+    checkpoints = Path("work", SETTINGS.project, run, "checkpoints")
     if SETTINGS.model_dirpath is None and not any(checkpoints.glob("step-*")):
         raise ConfigurationError(
             f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it: the same command with "
             f"train_{run} in the place of resume"
         )
-    if SETTINGS.model_dirpath is None and SETTINGS.trained_checkpoint:
-        try:
-            require_step(work, SETTINGS.trained_checkpoint)
-        except UserError as error:
-            raise ConfigurationError(str(error)) from None
     return expand(rules.train.output, run=run)

@@ -31,5 +31,5 @@ def hold_kernel_lock() -> int:
     return descriptor
 
 
-if workflow.exec_mode == ExecMode.DEFAULT and not workflow.dryrun:
+if workflow.exec_mode == ExecMode.DEFAULT and not workflow.output_settings.dryrun:
     KERNEL_LOCK = hold_kernel_lock()

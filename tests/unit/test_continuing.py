@@ -67,7 +67,7 @@ def test_nobody_goes_back_to_a_damaged_checkpoint(tmp_path: Path) -> None:
     for step in (2, 3):
         save_checkpoint(tmp_path / "checkpoints", step, FILES, {})
     (tmp_path / "checkpoints/step-2/model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot go back to step 2: model.safetensors is missing"):
+    with pytest.raises(UserError, match="step 2: model.safetensors is missing\n.*that are there: 3$"):
         rewind(tmp_path, 2)
     assert (tmp_path / "checkpoints/step-3").exists()
 

@@ -14,16 +14,17 @@ from lucavirus.errors import UserError
 from lucavirus.evaluate_run import _evaluate, evaluate_run, load_model, table
 from lucavirus.model import LucaVirus
 from lucavirus.tasks import SUPERVISED
+from lucavirus.vocabularies import read_vocabularies
 from tests.made_up import ARCHITECTURE, CLASSES, RUN
 from tests.tiny import ALONE
 
 
-def _vocabularies(folder: Path, turned: str = "") -> Path:
-    folder.mkdir()
+def _vocabularies(folder: Path, turned: str = "") -> dict[str, tuple[str, ...]]:
+    folder.mkdir(parents=True)
     for task in SUPERVISED:
         names = [f"{task} {n}\n" for n in range(CLASSES.get(task, 0))]
         (folder / f"{task}.txt").write_text("".join(names[:: -1 if task == turned else 1]))
-    return folder
+    return read_vocabularies(folder)
 
 
 def test_renamed_classes_are_refused_though_their_number_is_the_same(tmp_path: Path) -> None:
@@ -68,6 +69,24 @@ def test_a_model_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "labels/gene_type.txt"])
+def test_a_broken_published_model_can_be_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr("lucavirus.evaluate_run.chosen_run", lambda *_: RUN)
+    folder = tmp_path / "model"
+    _vocabularies(folder / "labels")
+    (folder / "config.json").write_text(json.dumps(ARCHITECTURE.to_json()))
+    save_file({name: tensor.clone() for name, tensor in LucaVirus(ARCHITECTURE).state_dict().items()},
+              folder / "model.safetensors")  # fmt: skip
+    (folder / broken).write_bytes(b"\xff")
+    with pytest.raises(UserError) as caught:
+        evaluate_run(cast(Settings, None), "full", tmp_path, folder, tmp_path / "evaluation.json")
+    assert str(caught.value).endswith(
+        f"remove {folder} and type the same command again; it is made anew from the checkpoints"
+    )
+
+
 def test_the_table_has_each_metric_beside_its_baseline() -> None:
     found = {"loss": 1.5, "accuracy": 0.5, "mcc": 0.25, "baseline": {"accuracy": 0.125, "mcc": 0.0}}
     assert table({"dev": {"gene_type": found | {"n_sequences": 3, "n_labels": 7}}}).fillna(-1).to_numpy().tolist() == [
@@ -85,6 +104,7 @@ def test_a_split_without_any_label_has_no_loss(
     monkeypatch.setattr("lucavirus.evaluate_run.load_model", lambda _: LucaVirus(ARCHITECTURE))
     monkeypatch.setattr("lucavirus.evaluate_run._evaluate", lambda _, __, ___, ____, split, _____: found[split])
     monkeypatch.setattr("lucavirus.evaluate_run.chosen_run", lambda *_: RUN)
+    _vocabularies(tmp_path / "model/labels")
     evaluate_run(cast(Settings, None), "full", tmp_path / "data", tmp_path / "model", tmp_path / "evaluation.json")
     told = {"run": "full", "checkpoint": str(tmp_path / "model"), "loss": {"test": 1.5}}
     told["splits"] = {split: result["tasks"] for split, result in found.items()}

@@ -77,6 +77,22 @@ def test_a_history_goes_on_where_its_checkpoint_was(tmp_path: Path, monkeypatch:
     (tmp_path / "metrics.jsonl").unlink()  # nothing is made up for what is gone
     begin(tmp_path, kept, 4).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    (told,) = [line[20:] for line in (tmp_path / "train.log").read_text().splitlines()[3:]]
+    assert told == f"warning: {kept} bytes of {tmp_path}/metrics.jsonl, written before this checkpoint, are gone"
+
+
+def test_a_line_that_somebody_has_cut_short_is_not_gone_on_from(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    for update in (1, 2):
+        first.event({"event": "train", "update": update}, {})
+    kept, path = first.flushed_size(), tmp_path / "metrics.jsonl"
+    with path.open("r+b") as file:
+        file.truncate(kept - 5)
+    second = begin(tmp_path, kept, 2)
+    second.event({"event": "train", "update": 3}, {})
+    second.close()
+    assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == [1, 3]
+    assert "warning: 5 bytes of" in (tmp_path / "train.log").read_text()
 
 
 def test_updates_that_are_done_again_are_not_told_twice(tmp_path: Path) -> None:

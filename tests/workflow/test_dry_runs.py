@@ -93,9 +93,15 @@ def test_the_launch_line(snakemake: Snakemake) -> None:
 
 
 def test_a_dry_run_writes_nothing(snakemake: Snakemake, tree: Path) -> None:
-    snakemake("-n", "train_full")
+    lock = tree / ".snakemake/locks/0.output.lock"  # maybe of one that works, on another node
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text("results/demo")
+    (tree / ".snakemake/alive.lock").unlink(missing_ok=True)
+    assert snakemake("-n", "train_full").returncode == 0
     assert not (tree / "results").exists()
     assert not (tree / "work").exists()
+    assert lock.exists() and not (tree / ".snakemake/alive.lock").exists()
+    lock.unlink()
 
 
 # -- ranks and GPUs --------------------------------------------------------------------------------------------------
@@ -241,14 +247,15 @@ def test_resume_wants_a_checkpoint(snakemake: Snakemake, tree: Path) -> None:
     assert "the same command with train_single in the place of resume" in said(run)
 
 
-def test_resume_wants_the_checkpoint_that_is_named(snakemake: Snakemake, tree: Path) -> None:
+def test_the_checkpoint_that_is_named_must_be_there(snakemake: Snakemake, tree: Path) -> None:
     folder = tree / "work/demo/prot_only/checkpoints"
     for step in (400, 800):
         (folder / f"step-{step}").mkdir(parents=True)
-    run = snakemake("-n", "resume", "--config", "run=prot_only", "trained_checkpoint=500")
-    assert run.returncode == 1
-    assert "cannot go back to step 500: there is none of that step" in said(run)
-    assert "trained_checkpoint must be one of the steps that are there: 400, 800" in said(run)
+    for target in ("resume", "train_prot_only", "evaluate_prot_only"):  # the others would delete results first
+        run = snakemake("-n", target, "--config", "run=prot_only", "trained_checkpoint=500")
+        assert run.returncode == 1
+        assert "cannot go back to step 500: there is none of that step" in said(run)
+        assert "trained_checkpoint must be one of the steps that are there: 400, 800" in said(run)
     assert snakemake("-n", "resume", "--config", "run=prot_only", "trained_checkpoint=400").returncode == 0
 
 
