@@ -57,12 +57,13 @@ def plan_units(files: Iterable[str], unit_bytes: int) -> list[Unit]:
     """
     units, room = list[Unit](), -1
     for file in files:
-        size = os.path.getsize(file)
-        whole = file.endswith(".gz") or size == 0
-        parts = 1 if whole else -(-size // unit_bytes)
-        cut = [Range(file, size * part // parts, size * (part + 1) // parts) for part in range(parts)]
-        ranges = [Range(file)] if whole else cut
-        unpacked = size * _UNPACKED if file.endswith(".gz") else size
+        size, packed = os.path.getsize(file), file.endswith(".gz")
+        unpacked = size * _UNPACKED if packed else size
+        parts = -(-size // unit_bytes)
+        if packed or not parts:
+            ranges = [Range(file)]
+        else:
+            ranges = [Range(file, size * part // parts, size * (part + 1) // parts) for part in range(parts)]
         if unpacked <= room:
             units[-1] += ranges
             room -= unpacked

@@ -24,20 +24,15 @@ class Sums(NamedTuple):
     of_bias: Tensor
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor, sums: Sums) -> Tensor:
-    """x W^T + b in autocast's precision, (M, I) to (M, O); autograd gets the gradient of `x` alone."""
-    (out,) = _Products.apply(x, *sums, weight, bias)  # type: ignore[no-untyped-call]
-    return _first(out, len(weight))
-
-
 def products(x: Tensor, layers: Sequence[nn.Linear], sums: Sums) -> tuple[Tensor, ...]:
-    """The same by each of the layers, whose gradients are made together; their numbers of outputs are multiples of 8.
+    """x W^T + b of each layer in autocast's precision, (M, I) to (M, O); autograd gets the gradient of `x` alone.
 
-    The gradients of their weights are added up one below the other in `sums`.
+    The gradients of several layers, added up one below the other in `sums`, are made together; all but the last layer
+    must have a multiple of 8 outputs.
     """
     parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
-    out: tuple[Tensor, ...] = _Products.apply(x, *sums, *parameters)  # type: ignore[no-untyped-call]
-    return out
+    *out, last = _Products.apply(x, *sums, *parameters)  # type: ignore[no-untyped-call]
+    return *out, _first(last, len(layers[-1].bias))
 
 
 class _Products(torch.autograd.Function):

@@ -76,14 +76,18 @@ def source_files(*names) -> list[str]:
 
 
 def refuse_changed(run) -> None:
-    """An error, before any job starts, where a run is not what it was trained as, or has no such step to go back to."""
+    """An error, before any job starts, where a run is not what it was trained as so far."""
     work = Path("work", SETTINGS.project, run)
     changed = changed_settings(work, SETTINGS.runs[run].meaning())
     if changed and SETTINGS.restart != run:
         raise ConfigurationError(str(refusal(run, work, changed)))
+
+
+def refuse_missing_step(run) -> None:
+    """An error, before Snakemake deletes results, where a run has no checkpoint of the step to go back to."""
     if SETTINGS.run == run and SETTINGS.trained_checkpoint and SETTINGS.model_dirpath is None:
         try:
-            require_step(work, SETTINGS.trained_checkpoint)
+            require_step(Path("work", SETTINGS.project, run), SETTINGS.trained_checkpoint)
         except UserError as error:
             raise ConfigurationError(str(error)) from None
 
@@ -91,6 +95,7 @@ def refuse_changed(run) -> None:
 def datasets(wildcards) -> list[str]:
     """The data sets that a run reads, which must be the one that it was."""
     refuse_changed(wildcards.run)
+    refuse_missing_step(wildcards.run)
     molecules = SETTINGS.runs[wildcards.run].molecules
     return expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=molecules, split=SPLITS)
 
