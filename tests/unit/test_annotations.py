@@ -155,6 +155,12 @@ def test_bad_gff3(write: Write, row: str, what: str) -> None:
     assert mistake(lambda: rows(file)).startswith(f"{file}:3: {what}")
 
 
+def test_a_circle_of_absurd_length_is_a_mistake_too(write: Write) -> None:
+    # Python refuses to read numbers of more than 4,300 digits.
+    file = write(f"g\t.\tregion\t1\t{'9' * 5000}\t.\t+\t.\tID=g;Is_circular=true\n", "a.gff3")
+    assert mistake(lambda: rows(file)).startswith(f"{file}:1: start '1' and end '999")
+
+
 # TSV -------------------------------------------------------------------------------------------------------------
 
 
