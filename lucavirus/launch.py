@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The name may not be on PATH; USR1 is the schedulers' warning, which torchrun by itself would die of; saving a large
 # model takes longer than the 30 s that torchrun grants; it would leave a folder for logs, empty, in /tmp at each start.
 TORCHRUN = (
-    *("-m", "torch.distributed.run"),
+    *("-m", "lucavirus.torchrun"),
     "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     f"--log-dir={os.devnull}",
 )
@@ -46,7 +46,9 @@ TUNING = {
     "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32",
 }  # fmt: skip
-UNTOLD_END = (
+# What a signal to end has to be followed by, where the stage itself says nothing.
+UNTOLD_END = "ended by a signal before it was done; the same command does this step anew"
+UNTOLD_END_OF_TRAINING = (
     "ended by a signal, without a word that all is saved: it had not begun, or was done, or was killed before it had "
     "saved; the same command goes on from the newest checkpoint"
 )
@@ -55,7 +57,7 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 PASSED_ON = {
     signal.SIGTERM: signal.SIGTERM,
-    signal.SIGINT: signal.SIGINT,
+    signal.SIGINT: signal.SIGTERM,  # of which Python would print a traceback of each process
     signal.SIGUSR1: signal.SIGUSR1,
     signal.SIGHUP: signal.SIGTERM,  # the terminal was closed
 }
@@ -109,13 +111,11 @@ def launch(command: Sequence[str], log: Path, guard: Path | None = None, gpus: i
         output.end(failed=child.returncode != 0)
         message = output.message()
         status = 0 if message == DONE_BEFORE else child.returncode
-        if guard and watch.stopped and status and not message:
-            output.say(UNTOLD_END)
+        if watch.stopped and status and not message:
+            output.say(REPLACED if watch.replaced else UNTOLD_END_OF_TRAINING if guard else UNTOLD_END)
         # A job that is given back ends below, and its next start has another name for this file.
         errors.unlink(missing_ok=True)
-        if watch.replaced:  # it waits for our lock: what Slurm, which may not reach this node, says is of no use
-            output.say(REPLACED)
-        else:
+        if not watch.replaced:  # else a start waits for our lock: of no use what Slurm, maybe out of reach, says
             requeue.follow_up(ending(status, message, told=watch.told_to_end), output.say)
     if message.startswith(SAVED) and status:  # torchrun turns the ranks' status into 1
         return PREEMPTED

@@ -51,8 +51,8 @@ def _processes(folder: Path, script: str) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "number", "whom"),
     [
-        ("torchrun-term", signal.SIGTERM, "torch.distributed.run"),
-        ("torchrun-usr1", signal.SIGUSR1, "torch.distributed.run"),
+        ("torchrun-term", signal.SIGTERM, "lucavirus.torchrun"),
+        ("torchrun-usr1", signal.SIGUSR1, "lucavirus.torchrun"),
         ("worker-term", signal.SIGTERM, "train.py"),
         ("worker-usr1", signal.SIGUSR1, "train.py"),
         ("launcher-int", signal.SIGINT, "launch.py"),
@@ -67,7 +67,7 @@ def test_all_ranks_save_and_end(settings: Path, name: str, number: signal.Signal
     os.kill(_processes(folder, whom)[-1], number)
     said, _ = process.communicate(timeout=60)
     deadline = time.monotonic() + 30
-    while _processes(folder, "train.py") or _processes(folder, "torch.distributed.run"):
+    while _processes(folder, "train.py") or _processes(folder, "lucavirus.torchrun"):
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.1)
     if number != signal.SIGKILL:

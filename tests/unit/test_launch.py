@@ -111,7 +111,7 @@ def test_ranks_of_torchrun_report_the_same_error_once(
 
 def test_torchrun_and_python_are_those_of_this_interpreter() -> None:
     assert program(["python", "x.py"]) == [sys.executable, "x.py"]
-    assert program(["torchrun", "x.py"])[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert program(["torchrun", "x.py"])[:3] == [sys.executable, "-m", "lucavirus.torchrun"]
     assert program(["true", "torchrun"]) == ["true", "torchrun"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lucavirus.errors import UserError
-from lucavirus.launch import PASSED_ON, Watch
+from lucavirus.launch import PASSED_ON, UNTOLD_END, UNTOLD_END_OF_TRAINING, Watch
 from tests.launching import LAUNCHER, Start, alive, child_pid, counting, run, wait_for
 
 
@@ -30,7 +30,7 @@ def test_torchrun_passes_usr1_on_to_the_ranks(start: Start, tmp_path: Path) -> N
     process = start(text, "torchrun", "--standalone", "--nproc-per-node=1")
     assert wait_for((tmp_path / "ready").exists, 30)
     process.send_signal(signal.SIGUSR1)
-    assert run(process)[0] == 1
+    assert run(process)[0] == 128 + signal.SIGUSR1
     assert (tmp_path / "told").exists()
 
 
@@ -38,7 +38,7 @@ def test_torchrun_passes_usr1_on_to_the_ranks(start: Start, tmp_path: Path) -> N
     ("sent", "received"),
     [
         (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGINT, signal.SIGTERM),
         (signal.SIGUSR1, signal.SIGUSR1),
         (signal.SIGHUP, signal.SIGTERM),
     ],
@@ -72,7 +72,7 @@ def test_ctrl_c_of_the_terminal_reaches_the_child_once(tmp_path: Path) -> None:
     child_pid(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(10) == 5
-    assert (tmp_path / "got").read_text() == "2"
+    assert (tmp_path / "got").read_text() == "15"
 
 
 def test_the_child_is_told_to_stop_when_snakemake_dies(tmp_path: Path) -> None:
@@ -166,8 +166,24 @@ def test_signals_after_the_first_do_not_disturb_the_child(monkeypatch: pytest.Mo
     assert watch.told_to_end
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_training_that_a_signal_ended_without_a_word_is_explained(training: bool, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ctrl_c_shows_no_traceback(start: Start, tmp_path: Path) -> None:
+    text = (
+        "import pathlib, os, time, torch.distributed\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        f"(pathlib.Path({str(tmp_path)!r}) / os.environ['RANK']).touch()\n"
+        "time.sleep(60)"
+    )
+    process = start(text, "torchrun", "--standalone", "--nproc-per-node=2")
+    assert wait_for(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists(), 60)
+    process.send_signal(signal.SIGINT)
+    status, output = run(process)
+    assert status == 128 + signal.SIGTERM
+    assert "Traceback" not in output and output.endswith(f"{UNTOLD_END}\n")
+
+
+@pytest.mark.parametrize(("training", "said"), [(True, UNTOLD_END_OF_TRAINING), (False, UNTOLD_END)])
+def test_an_end_by_a_signal_without_a_word_is_explained(training: bool, said: str, tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text(counting(tmp_path))
     guard = ["--guard", str(tmp_path / "work")] if training else []
@@ -175,7 +191,5 @@ def test_a_training_that_a_signal_ended_without_a_word_is_explained(training: bo
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     child_pid(tmp_path)
     process.send_signal(signal.SIGTERM)
-    status, output = run(process)
-    assert status == 5
-    assert ("ended by a signal, without a word that all is saved" in output) is training
-    assert (tmp_path / "log").read_text() == output
+    assert run(process) == (5, f"{said}\n")
+    assert (tmp_path / "log").read_text() == f"{said}\n"
