@@ -66,9 +66,15 @@ class Dataset:
         return read
 
     def has_labels(self, task: str) -> bool:
-        """True where a shard of these sequences has a label of the task."""
-        shards = {name: None for table in self._tables if task in table.tasks for name in table.shards}
-        return any(len(self._shard(name).arrays[f"labels/{task}/values"]) for name in shards)
+        """True where one of these sequences has a label of the task."""
+        for table in self._tables:
+            if task not in table.tasks:
+                continue
+            borders = np.searchsorted(table.shard, np.arange(len(table.shards) + 1))  # their rows are in this order
+            for name, start, end in zip(table.shards, borders, borders[1:], strict=False):
+                if start < end and self._shard(name).has_labels(table.row[start:end], task):
+                    return True
+        return False
 
     def name(self, index: int) -> str:
         """The id of one sample, as in the input (windows: with their place)."""

@@ -52,10 +52,12 @@ def evaluate_run(settings: Settings, name: str, data: Path, model_folder: Path, 
 
 @contextmanager
 def _way_out(model_folder: Path) -> Iterator[None]:
-    """What to do about a mistake in the published model: Snakemake, which made the folder, does not look into it."""
+    """What to do about a mistake in a run's published model: Snakemake, which made it, does not look into it."""
     try:
         yield
     except UserError as error:
+        if not (model_folder.parent / "training.json").exists():  # somebody else's
+            raise
         hint = f"remove {model_folder} and type the same command again; it is made anew from the checkpoints"
         raise UserError(error.what, where=error.where, hint=hint) from None
 

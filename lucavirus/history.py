@@ -22,6 +22,9 @@ from lucavirus.files import replace_text, to_json
 from lucavirus.patience import patiently
 from lucavirus.plan import Position
 
+# A whole line of metrics.jsonl, or of non_finite.jsonl.
+_LINE = re.compile(rb'^{.*?"update": (\d+),.*}\n', re.MULTILINE)
+
 # The launcher that shows our lines may have died, or the disk be full; a training must not die of that.
 _WHOEVER_READS_IT = suppress(OSError)
 
@@ -29,9 +32,9 @@ _WHOEVER_READS_IT = suppress(OSError)
 class History:
     """Writes on the first rank and is silent on the others.
 
-    `kept_bytes` is the length of metrics.jsonl at the checkpoint that the run goes on from: what was written after it
-    will be written again, so it is cut off. Where no line can be added, the training waits some minutes for room,
-    unless it is `asked_to_end`.
+    `kept_bytes` is the length of metrics.jsonl at the checkpoint that the run goes on from, at `first_update`: what was
+    written after it will be written again, so it is cut off. Where no line can be added, the training waits some
+    minutes for room, unless it is `asked_to_end`.
     """
 
     def __init__(
@@ -42,13 +45,17 @@ class History:
         self._bar: tqdm[Any] | None = None
         if not self._first:
             return
+        found = self.path.read_bytes() if self.path.exists() else b""
+        kept = found[:kept_bytes]
+        changed = len(kept) < kept_bytes or kept != _lines_until(first_update, kept)
+        if changed:  # cut short, deleted or damaged: its bytes are no longer those that the checkpoint has counted
+            _keep_until(first_update, self.path, found)
+            self.say(f"warning: lines of {self.path}, written before this checkpoint, are gone")
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the whole run
-        missing = kept_bytes - self.path.stat().st_size
-        # Of what somebody has cut off or put in its place, the lines that are whole.
-        self._file.truncate(kept_bytes if missing <= 0 else self.path.read_bytes().rfind(b"\n") + 1)
-        if missing > 0:
-            self.say(f"warning: {missing:,} bytes of {self.path}, written before this checkpoint, are gone")
-        self._forget_skips_after(first_update)
+        if not changed:
+            self._file.truncate(kept_bytes)
+        if self._skips.exists():
+            _keep_until(first_update, self._skips, self._skips.read_bytes())
         self._board: SummaryWriter | None = _open_board(work, first_update + 1)
 
     def flushed_size(self) -> int:
@@ -103,13 +110,6 @@ class History:
     def _skips(self) -> Path:
         return self.path.with_name("non_finite.jsonl")
 
-    def _forget_skips_after(self, update: int) -> None:
-        """Updates that will be done again will be written down again."""
-        if self._skips.exists():
-            # Of lines that are whole: a fault may have cut one short.
-            lines = re.finditer(r'^{"update": (\d+),.*}\n', self._skips.read_text("utf-8", "replace"), re.MULTILINE)
-            replace_text(self._skips, "".join(line[0] for line in lines if int(line[1]) <= update))
-
     def start_bar(self, done: int, total: int) -> None:
         """Show the progress bar, counted in updates."""
         if self._first:
@@ -141,6 +141,15 @@ class History:
 def _open_board(work: Path, first_update: int) -> SummaryWriter:
     """TensorBoard's events, anew from an update on."""
     return SummaryWriter(str(work / "tensorboard"), purge_step=first_update)
+
+
+def _lines_until(update: int, text: bytes) -> bytes:
+    """The whole lines about updates up to this one: a fault may have cut one short, later updates are done again."""
+    return b"".join(line[0] for line in _LINE.finditer(text) if int(line[1]) <= update)
+
+
+def _keep_until(update: int, path: Path, text: bytes) -> None:
+    replace_text(path, _lines_until(update, text).decode(errors="replace"))
 
 
 def _append(file: FileIO, line: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -75,11 +76,13 @@ class Architecture:
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Architecture:
         """The inverse of `to_json`."""
+        width, layers = config["hidden_size"], config["num_hidden_layers"]
+        attention_heads, positions = config["num_attention_heads"], config["max_position_embeddings"]
         heads = {t: (config[f"{t}_classifier_output_size"], config[f"{t}_label_num"]) for t in config["tasks"]}
-        return cls(
-            config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"],
-            config["max_position_embeddings"], heads,
-        )  # fmt: skip
+        sizes = [width, layers, attention_heads, positions, *chain(*heads.values())]
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"sizes must be whole numbers above 0: {sizes}")
+        return cls(width, layers, attention_heads, positions, heads)
 
 
 class LayerNorm(nn.LayerNorm):

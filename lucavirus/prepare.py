@@ -44,8 +44,8 @@ class Prepared:
 def prepare(name: str, run: Run, data: Path) -> Prepared:
     """Open the data of a run. Raises UserError where nothing can be learned.
 
-    Tasks without a class are dropped. Those whose vocabulary was given, but without any label, keep their head: that of
-    weights that the run begins with may be wanted.
+    Tasks without a class are dropped. Those whose vocabulary was given, but without any label, keep their head, which
+    only decays: that of weights that the run begins with may be wanted.
     """
     if not (data / "datasets").is_dir():
         raise UserError(

@@ -107,8 +107,12 @@ def check_labels(labels: Labels, length: int, sizes: Mapping[str, int]) -> None:
                 raise UserError(what, hint=hint)
             if len(row) > 1 and not 0 <= row[0] <= row[1] < length:
                 hint = "a span is start, end on the whole sequence: from 0, both ends included, start not after end"
-                what = f"the {task} span {[*row[:2]]} is not within the sequence of {length} residues"
-                raise UserError(what, hint=hint)
+                raise UserError(outside(task, row[:2], length), hint=hint)
+
+
+def outside(task: str, span: Sequence[int], length: int) -> str:
+    """What is wrong with a span that is not within its sequence."""
+    return f"the {task} span {[*span]} is not within the sequence of {length} residues"
 
 
 def window_labels(labels: Labels, starts: Sequence[int], ends: Sequence[int]) -> list[Labels]:

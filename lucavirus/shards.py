@@ -222,6 +222,11 @@ class Shard:
         values, offsets = self._labels[task]
         return values[offsets[row] : offsets[row + 1]]
 
+    def has_labels(self, rows: NDArray[np.integer], task: str) -> bool:
+        """True where one of these sequences has a label of the task."""
+        _, offsets = self._labels[task]
+        return bool(offsets[-1]) and bool((offsets[rows] < offsets[rows + 1]).any())
+
     def name(self, row: int) -> str:
         """The id of one sequence."""
         first, last = self.arrays["id_offsets"][row : row + 2]

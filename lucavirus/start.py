@@ -180,7 +180,7 @@ def _early_end(started: Started) -> list[str]:
 def _warnings(prepared: Prepared) -> Iterator[str]:
     """What these data cannot teach, or not tell."""
     yield from (f"warning: {task} has no label in these data; the run goes on without it" for task in prepared.dropped)
-    yield from (f"warning: {task} has no label in these data; its head learns nothing" for task in prepared.unlabelled)
+    yield from (f"warning: {task} has no label in these data; its head only decays" for task in prepared.unlabelled)
     run, samples = prepared.run, len(prepared.train)
     if run.sequences_per_update > samples:
         taken = f"an update takes {run.sequences_per_update:,} sequences, and there are {samples:,}"

@@ -22,7 +22,7 @@ from lucavirus.errors import UserError, close_to
 from lucavirus.fasta import scan_ids
 from lucavirus.files import replace_text
 from lucavirus.record_batches import Record, RecordBatch
-from lucavirus.sequence_labels import Labels, check_labels, parse_labels
+from lucavirus.sequence_labels import Labels, check_labels, outside, parse_labels
 from lucavirus.tasks import SUPERVISED, TASKS, Molecule
 
 # Of each annotation file and molecule: the ids that its rows name, with the line of the first such row.
@@ -219,6 +219,8 @@ class SourceLabels:
                 first, last = (place + 1 for place in row.span)
                 what = f"the feature from {first} to {last} is not within the sequence of {length} residues"
                 hint = _GFF3_HINT
+            elif row.span:
+                what = outside(row.task, row.span, length)
             # Its place too: the id may have been used twice.
             raise UserError(f"{what}, {record.id} at {record.where}", where=row.where, hint=hint) from None
         return labels

@@ -84,7 +84,7 @@ def refuse_changed(run) -> None:
 
 
 def refuse_missing_step(run) -> None:
-    """An error, before Snakemake deletes results, where a run has no checkpoint of the step to go back to."""
+    """An error, before Snakemake deletes results, where a run has no folder of the step to go back to."""
     if SETTINGS.run == run and SETTINGS.trained_checkpoint and SETTINGS.model_dirpath is None:
         try:
             require_step(Path("work", SETTINGS.project, run), SETTINGS.trained_checkpoint)

@@ -145,8 +145,11 @@ def test_samples_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> No
     assert len(data) == 5 and data.lengths(order).tolist() == [4, 8, 8, 5, 6]
     assert [data.name(index) for index in order.tolist()] == ["p1", "g1", "p0", "h0", "g0"]
     assert len(set(data.fingerprint)) == 2
+    assert [task for task in tasks if data.has_labels(task)] == ["gene_type", "prot_keyword"]
     dev = Dataset(tmp_path, ("gene", "prot"), "dev", 8, tasks)  # without genes
     assert (len(dev), dev.name(0), dev.lengths(np.array([0])).tolist()) == (1, "d0", [5])
+    assert not any(map(dev.has_labels, tasks))  # those of train are in the same shards' folder
+    assert not Dataset(tmp_path, ("gene",), "train", 8, tasks).has_labels("prot_keyword")
     with pytest.raises(UserError, match="there are no training sequences for full"):
         require_samples(Dataset(tmp_path, ("gene",), "dev", 8, tasks), "full")
 

@@ -50,7 +50,17 @@ def test_labels_are_read_of_the_tasks_that_the_model_has(
     assert opened == [(tmp_path, RUN.molecules, "test", 400, ["gene_type"])]
 
 
-@pytest.mark.parametrize("config", ["[]", "{}", '{"hidden_size": 16}', "no json"])
+def _config(**changes: Any) -> str:
+    return json.dumps(ARCHITECTURE.to_json() | changes)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[]", "{}", '{"hidden_size": 16}', "no json",
+        _config(hidden_size=None), _config(hidden_size="24"), _config(hidden_size=-8), _config(gene_type_label_num=0),
+    ],
+)  # fmt: skip
 def test_a_folder_that_is_no_published_model_is_refused(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="is no published model"):
@@ -80,11 +90,13 @@ def test_a_broken_published_model_can_be_made_anew(
     save_file({name: tensor.clone() for name, tensor in LucaVirus(ARCHITECTURE).state_dict().items()},
               folder / "model.safetensors")  # fmt: skip
     (folder / broken).write_bytes(b"\xff")
-    with pytest.raises(UserError) as caught:
-        evaluate_run(cast(Settings, None), "full", tmp_path, folder, tmp_path / "evaluation.json")
-    assert str(caught.value).endswith(
-        f"remove {folder} and type the same command again; it is made anew from the checkpoints"
-    )
+    for published in (False, True):
+        if published:
+            (tmp_path / "training.json").touch()
+        with pytest.raises(UserError) as caught:
+            evaluate_run(cast(Settings, None), "full", tmp_path, folder, tmp_path / "evaluation.json")
+        assert str(folder) in caught.value.where
+        assert caught.value.hint.startswith(f"remove {folder} and type the same command again") is published
 
 
 def test_the_table_has_each_metric_beside_its_baseline() -> None:

@@ -129,9 +129,10 @@ def test_small_files_share_units_up_to_an_eighth_of_the_size(write: Write) -> No
 def test_packed_files_count_four_times_in_a_unit(tmp_path: Path) -> None:
     for name, size in (("a.fasta", 8), ("b.fasta.gz", 4), ("c.fasta.gz", 1)):
         (tmp_path / name).write_bytes(bytes(size))
-    files = [str(tmp_path / name) for name in ("a.fasta", "b.fasta.gz", "c.fasta.gz")]
-    assert [len(unit) for unit in plan_units(files, 8 * 24)] == [2, 1]
-    assert [len(unit) for unit in plan_units(files, 8 * 28)] == [3]
+    plain, packed, last = (str(tmp_path / name) for name in ("a.fasta", "b.fasta.gz", "c.fasta.gz"))
+    for files in ([plain, packed, last], [packed, plain, last]):
+        assert [len(unit) for unit in plan_units(files, 8 * 24)] == [2, 1]
+        assert [len(unit) for unit in plan_units(files, 8 * 28)] == [3]
 
 
 @pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz"])

@@ -78,7 +78,7 @@ def test_a_history_goes_on_where_its_checkpoint_was(tmp_path: Path, monkeypatch:
     begin(tmp_path, kept, 4).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     (told,) = [line[20:] for line in (tmp_path / "train.log").read_text().splitlines()[3:]]
-    assert told == f"warning: {kept} bytes of {tmp_path}/metrics.jsonl, written before this checkpoint, are gone"
+    assert told == f"warning: lines of {tmp_path}/metrics.jsonl, written before this checkpoint, are gone"
 
 
 def test_a_line_that_somebody_has_cut_short_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -92,7 +92,24 @@ def test_a_line_that_somebody_has_cut_short_is_not_gone_on_from(tmp_path: Path) 
     second.event({"event": "train", "update": 3}, {})
     second.close()
     assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == [1, 3]
-    assert "warning: 5 bytes of" in (tmp_path / "train.log").read_text()
+    assert (tmp_path / "train.log").read_text().count("are gone") == 1
+
+
+@pytest.mark.parametrize("later", [3, 40])
+def test_a_history_that_was_deleted_holds_no_update_twice(tmp_path: Path, later: int) -> None:
+    """Begun anew, it is shorter or longer than it was at the checkpoint, from which the run goes on once more."""
+    path, first = tmp_path / "metrics.jsonl", begin(tmp_path)
+    for update in range(1, 11):
+        first.event({"event": "train", "update": update}, {})
+    kept = first.flushed_size()
+    path.unlink()
+    for _ in range(2):
+        again = begin(tmp_path, kept, 10)
+        for update in range(11, 11 + later):
+            again.event({"event": "train", "update": update, "more": "x" * update}, {})
+    assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == list(range(11, 11 + later))
+    begin(tmp_path, kept, 12).close()
+    assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == [11, 12]
 
 
 def test_updates_that_are_done_again_are_not_told_twice(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def _mixed_samples(count: int) -> list[Sample]:
 
 def test_what_fills_a_pack_stays_short_however_large_packs_may_be() -> None:
     # It is one sequence, and attention to it grows with its square.
-    assert [Fill(capacity, capacity).tokens(1100) for capacity in (1000, 32_768, 10**9)] == [1100, 1280, 2048]
+    assert [Fill(capacity, capacity).tokens(2100) for capacity in (1000, 32_768, 10**9)] == [2100, 2304, 3072]
 
 
 @pytest.mark.parametrize("fill", [None, Fill(512, 600)])

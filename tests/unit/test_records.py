@@ -59,6 +59,14 @@ def test_csv_by_hand(write: Write) -> None:
     assert list(flat(read_unit([Range(file)], None))) == [gene, protein]
 
 
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_every_file_of_a_unit_is_read(write: Write, packing: str) -> None:
+    tables = [write(HEADER + b"%s,gene,ACGT,\n" % name, f"{name.decode()}.csv{packing}") for name in (b"a", b"b", b"c")]
+    assert [record.id for record in flat(read_unit([*map(Range, tables)], None))] == ["a", "b", "c"]
+    files = [write(b">%s\nACGT\n" % name, f"{name.decode()}.fa{packing}") for name in (b"a", b"b", b"c")]
+    assert [record.id for record in flat(read_unit([*map(Range, files)], "gene"))] == ["a", "b", "c"]
+
+
 def random_csv(dice: random.Random) -> tuple[bytes, list[tuple[str, str, bytes, str]]]:
     columns = ["obj_id", "obj_type", "obj_seq", "obj_label", "obj_source"][: dice.choice([4, 5])]
     dice.shuffle(columns)

@@ -77,6 +77,12 @@ def test_a_span_beyond_the_sequence_is_told_with_the_line_of_its_row_and_of_the_
         f"{tmp_path}/labels.tsv:9: the prot_domain span [2, 7] is not within the sequence of 7 residues, "
         f"p1 at {tmp_path}/again.fasta:3"
     )
+    # Of several the first of the file, though rows of the other task are checked before it.
+    rows = "p1\tprot_site\t0\t1\tA\np1\tprot_domain\t2\t77\tA\np1\tprot_site\t3\t99\tA\n"
+    several = case({"labels.tsv": TSV.splitlines(keepends=True)[0] + rows})
+    _, labels = source_labels(several, "p", dict.fromkeys(SUPERVISED, ("A",)))
+    message = mistake(lambda: labels.of(Record("p1", "prot", b"", f"{tmp_path}/again.fasta", 5), 7))
+    assert message.startswith(f"{tmp_path}/labels.tsv:3: the prot_domain span [2, 77] is not within")
     _, labels = source_labels(case(), "g")
     message = mistake(lambda: labels.of(Record("g2", "gene", b"", f"{tmp_path}/again.fasta", 0), 3))
     assert message.startswith(

@@ -270,7 +270,7 @@ def test_warnings_come_before_what_the_run_is(project: Path, tmp_path: Path) -> 
     started.prepared = replace(started.prepared, dropped=("prot_site",), unlabelled=("prot_homo",))
     first, second, third, *_ = _introduction(started)
     assert first.startswith("warning: prot_site has no label") and third.startswith("run full: ")
-    assert second == "warning: prot_homo has no label in these data; its head learns nothing"
+    assert second == "warning: prot_homo has no label in these data; its head only decays"
 
 
 def test_a_task_whose_vocabulary_was_given_may_have_no_label(project: Path, tmp_path: Path) -> None:
