@@ -51,10 +51,13 @@ def changed_settings(work: Path, meaning: Mapping[str, Any]) -> list[str]:
 
 def refusal(run: str, work: Path, changed: list[str]) -> UserError:
     """The error for a run whose meaning has changed since its newest checkpoint."""
+    back = "set them back"
+    if any(line.startswith(_DATA) for line in changed):
+        back += " (`touch` a file that is put back with its old time: Snakemake goes by that)"
     return UserError(
         "the run was trained so far with other settings or data:\n" + "\n".join(f"    {line}" for line in changed),
         where=str(work),
-        hint="set them back; or give the changed run a new name under `runs`; or begin it anew (the old work is set "
+        hint=f"{back}; or give the changed run a new name under `runs`; or begin it anew (the old work is set "
         f"aside): the same command with `--config restart={run}`",
     )
 

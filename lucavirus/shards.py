@@ -19,7 +19,7 @@ from lucavirus import alphabet
 from lucavirus.background import Background
 from lucavirus.counters import U64
 from lucavirus.errors import UserError
-from lucavirus.files import flush
+from lucavirus.files import replacing
 from lucavirus.hashes import sequence_hashes
 from lucavirus.record_batches import bounds_of
 from lucavirus.rows import AT_ONCE, Rows
@@ -34,6 +34,9 @@ CHECKED = (
     *("offsets", "molecule", "ids", "id_offsets", "parent_hash", "content_hash", "row_hash"),
     *(f"labels/{task}/{part}" for task in SUPERVISED for part in ("values", "offsets")),
 )
+
+# Bytes that a file takes beside its arrays.
+_OF_HDF5 = 2**16
 
 _REDO = "remove {folder} and run the workflow again; it makes the shards anew from the input"
 
@@ -124,25 +127,24 @@ def write_arrays(
     A list of arrays becomes one dataset, without being put together in memory. Raises OSError on a full disk.
     """
     needed = sum(part.nbytes for array in arrays.values() for part in (array if isinstance(array, list) else [array]))
+    needed += _OF_HDF5
     if shutil.disk_usage(path.parent).free < needed:  # HDF5 may crash when it closes a file that it could not write
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     in_parts: dict[int, list[NDArray[Any]]] = {}
-    with h5py.File(temporary, "w") as file:
-        for name, array in arrays.items():
-            if isinstance(array, list):
-                in_parts[_reserve(file, name, array)] = array
-            else:
-                file.create_dataset(name, data=array, track_times=False)
-        for name, value in attributes.items():
-            file.attrs[name] = value
-    # Past HDF5, which holds the interpreter's lock while it writes: other threads go on meanwhile.
-    with temporary.open("r+b") as stream:
-        for place, parts in in_parts.items():
-            stream.seek(place)
-            stream.writelines(part.data for part in parts)
-    flush(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            for name, array in arrays.items():
+                if isinstance(array, list):
+                    in_parts[_reserve(file, name, array)] = array
+                else:
+                    file.create_dataset(name, data=array, track_times=False)
+            for name, value in attributes.items():
+                file.attrs[name] = value
+        # Past HDF5, which holds the interpreter's lock while it writes: other threads go on meanwhile.
+        with temporary.open("r+b") as stream:
+            for place, parts in in_parts.items():
+                stream.seek(place)
+                stream.writelines(part.data for part in parts)
 
 
 def _reserve(file: h5py.File, name: str, parts: list[NDArray[Any]]) -> int:

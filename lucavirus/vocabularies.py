@@ -6,6 +6,7 @@ A vocabulary is a text file with one class name a line; the line number, from 0,
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ def build_vocabularies(settings: Settings, out: Path) -> Summary:
     an id that no source of its molecule holds, and, where a source is CSV, a task without a given vocabulary.
     """
     _require_given(settings)
+    times = _times(settings)
     given = {str(task): read_vocabulary(Path(file)) for task, file in settings.vocabularies.items()}
     names: defaultdict[str, set[str]] = defaultdict(set)
     left_out: dict[str, Counter[str]] = {}
@@ -73,11 +75,20 @@ def build_vocabularies(settings: Settings, out: Path) -> Summary:
                 raise _unknown_class(row, given[row.task])
             wanted.setdefault((row.file, TASKS[row.task].molecule), {}).setdefault(row.id, row.line)
     check_annotated_ids(settings.sources, wanted)
+    for file, time in _times(settings).items():
+        if time != times[file]:  # what is written now would look newer, and the change never be read
+            raise UserError("was changed while it was read", where=file, hint="start the same command again")
     classes = {task: given.get(task) or tuple(sorted(names[task])) for task in SUPERVISED}
     for task, vocabulary in classes.items():
         replace_text(out / f"{task}.txt", "".join(f"{label}\n" for label in vocabulary))
     counts = {task: len(found) for task, found in classes.items()}
     return Summary(counts, sum(left_out.values(), Counter()), list(_alike(names)))
+
+
+def _times(settings: Settings) -> dict[str, int]:
+    """When the files that vocabularies are made of were last changed, in ns."""
+    files = [file for source in settings.sources for file in source.annotations]
+    return {file: os.stat(file).st_mtime_ns for file in (*files, *settings.vocabularies.values())}
 
 
 def _alike(names: Mapping[str, Iterable[str]]) -> Iterator[str]:
@@ -152,9 +163,9 @@ def _require_given(settings: Settings) -> None:
         raise UserError(what, where="vocabularies", hint=hint)
 
 
-def _unknown_class(row: Annotation, vocabulary: Sequence[str]) -> UserError:
-    what = f"{row.label} is not in the vocabulary given for {row.task}{close_to(row.label, vocabulary)}"
-    hint = f"correct the name, or add a line to the end of the file under `vocabularies: {row.task}`"
+def _unknown_class(row: Annotation, vocabulary: Sequence[str], anew: str = "") -> UserError:
+    what = f"{row.label} is not in the vocabulary of {row.task}{close_to(row.label, vocabulary)}"
+    hint = f"correct the name, or add a line to the end of the file under `vocabularies: {row.task}`{anew}"
     if row.task == "gene_type":
         hint += "; `gff3_types` names the class of a GFF3 feature type (null: none)"
     return UserError(what, where=row.where, hint=hint)
@@ -188,7 +199,8 @@ class SourceLabels:
         for row in self._annotations(self.left_out):
             number = self._numbers[row.task].get(row.label)
             if number is None:
-                raise _unknown_class(row, vocabularies[row.task])
+                anew = f"; where there is none, `touch {row.file}`: the vocabulary is made anew"
+                raise _unknown_class(row, vocabularies[row.task], anew)
             name = self._index.setdefault(row.id.encode(), len(self._index))
             table.extend((name, SUPERVISED.index(row.task), *(row.span or (-1, -1)), number))
         rows = np.array(table, dtype=np.int64).reshape(-1, 5)

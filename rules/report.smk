@@ -59,6 +59,7 @@ rule draw_data:
         runtime=10,
     params:
         folder=subpath(output.lengths, parent=True),
+        identity=lambda wildcards: OF_DATASETS,
     shell:
         "exec python workflow_scripts/launch.py --log {log} python workflow_scripts/report_data.py"
         " --lengths {input.lengths}"

@@ -43,7 +43,7 @@ rule vocabularies:
     params:
         folder=subpath(output[0], parent=True),
         settings=settings_file,
-        identity=vocabularies_identity,
+        identity=lambda wildcards: OF_VOCABULARIES,
     shell:
         "exec python workflow_scripts/launch.py --log {log} python workflow_scripts/vocabularies.py"
         " --settings {params.settings}"
@@ -71,7 +71,7 @@ rule tokenize_source:
         vocabularies=lambda wildcards, input: os.path.dirname(input.vocabularies[0]),
         folder=subpath(output.index, parent=True),
         settings=settings_file,
-        identity=tokenize_identity,
+        identity=lambda wildcards: OF_SHARDS[wildcards.source],
     shell:
         "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {threads}"
         " workflow_scripts/tokenize_source.py"

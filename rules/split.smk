@@ -25,7 +25,7 @@ rule split:
         shards=lambda wildcards, input: os.path.dirname(os.path.dirname(input.shards[0])),
         folder=subpath(output.summary, parent=True),
         settings=settings_file,
-        identity=split_identity,
+        identity=lambda wildcards: OF_DATASETS,
     shell:
         "exec python workflow_scripts/launch.py --log {log} torchrun --standalone --nproc-per-node {threads}"
         " workflow_scripts/split.py"

@@ -98,3 +98,8 @@ def test_what_to_type_fits_every_call(tmp_path: Path) -> None:
     # A command by itself would lack what names the project: --configfile, or a profile.
     message = str(refusal("mine", tmp_path / "work", ["seed: 1 -> 2"]))
     assert message.endswith("begin it anew (the old work is set aside): the same command with `--config restart=mine`")
+    assert "touch" not in message
+    message = str(refusal("mine", tmp_path / "work", ["seed: 1 -> 2", "sequences and labels: changed"]))
+    assert (
+        "set them back (`touch` a file that is put back with its old time: Snakemake goes by that); or give" in message
+    )

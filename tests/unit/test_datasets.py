@@ -146,6 +146,7 @@ def test_samples_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> No
     assert [data.name(index) for index in order.tolist()] == ["p1", "g1", "p0", "h0", "g0"]
     assert len(set(data.fingerprint)) == 2
     assert [task for task in tasks if data.has_labels(task)] == ["gene_type", "prot_keyword"]
+    assert [Shard(tmp_path / "shards/gg/00000-000.h5").has_labels(np.array([n]), "gene_type") for n in (0, 1)] == [0, 1]
     dev = Dataset(tmp_path, ("gene", "prot"), "dev", 8, tasks)  # without genes
     assert (len(dev), dev.name(0), dev.lengths(np.array([0])).tolist()) == (1, "d0", [5])
     assert not any(map(dev.has_labels, tasks))  # those of train are in the same shards' folder

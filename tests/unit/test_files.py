@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lucavirus.files import replace_json
+from lucavirus.files import replace_json, replacing
 from lucavirus.shards import write_arrays
 
 
@@ -36,6 +37,16 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk(
     write(path)
     assert flushed == [(path.stat().st_ino, path.read_bytes())]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("named", "number"), [(True, errno.EACCES), (False, errno.ENOSPC)])
+def test_what_could_not_be_written_is_named_and_leaves_nothing(tmp_path: Path, named: bool, number: int) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(OSError) as caught, replacing(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(number, os.strerror(number), *([str(temporary)] if named else []))
+    assert (caught.value.filename, caught.value.errno) == (str(path), number)
+    assert not list(tmp_path.iterdir())
 
 
 def test_text_is_utf_8_whatever_the_locale(tmp_path: Path, root: Path) -> None:

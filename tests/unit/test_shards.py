@@ -186,7 +186,7 @@ def test_a_shard_holds_one_file_open(tmp_path: Path) -> None:
 
 def test_nothing_is_begun_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 crashes at times when it closes a file that it could not write."""
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=99 + 2**16))
     write_arrays(tmp_path / "a", {"x": np.zeros(99, np.uint8)}, {})
     with pytest.raises(OSError, match="No space left on device: .*/b"):
         write_arrays(tmp_path / "b", {"x": np.zeros(50, np.uint8), "y": [np.zeros(25, np.uint8)] * 2}, {})

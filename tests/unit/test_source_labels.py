@@ -93,8 +93,9 @@ def test_a_span_beyond_the_sequence_is_told_with_the_line_of_its_row_and_of_the_
 
 
 def test_names_missing_in_the_vocabulary_of_the_shards(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"labels.tsv:5: Capsid protein is not in the vocabulary"):
+    with pytest.raises(UserError, match=r"labels.tsv:5: Capsid protein is not in the vocabulary") as caught:
         source_labels(case(), "p", {**NAMES, "prot_keyword": ("Virion",)})
+    assert f"`vocabularies: prot_keyword`; where there is none, `touch {tmp_path}/labels.tsv`" in caught.value.hint
     source_labels(case(), "g", {**NAMES, "prot_keyword": ("Virion",)})  # not a label of genes
 
 

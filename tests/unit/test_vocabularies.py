@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -58,6 +59,19 @@ def test_given_vocabularies_keep_their_order_and_their_unused_names(case: Case, 
     assert written(tmp_path / "out")["prot_domain"] == NAMES["prot_domain"]
 
 
+def test_labels_that_change_while_they_are_read_are_read_again(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made of them would be newer than the change, and Snakemake not see it."""
+    settings = case()
+    labels = tmp_path / "labels.tsv"
+    monkeypatch.setattr("lucavirus.vocabularies.check_annotated_ids", lambda *_: os.utime(labels, ns=(5, 5)))
+    message = mistake(lambda: build_vocabularies(settings, tmp_path / "out"))
+    assert message == f"{labels}: was changed while it was read\n  What to do: start the same command again"
+    assert not (tmp_path / "out").exists()
+    build_vocabularies(settings, tmp_path / "out")
+
+
 def test_own_feature_types_make_classes(case: Case, tmp_path: Path) -> None:
     build_vocabularies(case(gff3_types={"region": "whole", "promoter": None}), tmp_path / "out")
     assert written(tmp_path / "out")["gene_type"] == ("CDS", "tRNA", "whole")
@@ -70,7 +84,7 @@ def test_names_missing_in_a_given_vocabulary(case: Case, tmp_path: Path) -> None
     assert "did you mean Capsid proteins?" in message
     settings = case({"types.txt": "CDS\ntRNA\n"}, vocabularies={"gene_type": "types.txt"})
     message = mistake(lambda: build_vocabularies(settings, tmp_path / "out"))
-    assert message.startswith(f"{tmp_path}/genes.gff3:3: regulatory is not in the vocabulary given for gene_type")
+    assert message.startswith(f"{tmp_path}/genes.gff3:3: regulatory is not in the vocabulary of gene_type")
     assert "gff3_types" in message
     assert not (tmp_path / "out").exists()
 

@@ -12,13 +12,14 @@ import pytest
 from tests.workflow.conftest import Snakemake, jobs
 
 TARGETS = ("evaluate_full", "evaluate_gene_only")
+REPORT = "report_full"
 TRAINED = {"train": 2, "evaluate": 2}
 
 
 @pytest.fixture(scope="module")
 def finished(snakemake: Snakemake, tree: Path) -> Snakemake:
     """Dry runs on a tree in which the targets are finished: their files exist, and Snakemake has recorded them."""
-    plan = snakemake("-n", *TARGETS).stdout
+    plan = snakemake("-n", *TARGETS, REPORT).stdout
     for name in ", ".join(re.findall(r"^    output: (.*)", plan, re.MULTILINE)).split(", "):
         file = tree / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,7 @@ def finished(snakemake: Snakemake, tree: Path) -> Snakemake:
             file.mkdir()
         else:
             file.write_text(f"{name}\n")
-    run = snakemake("--touch", "--forceall", *TARGETS)
+    run = snakemake("--touch", "--forceall", *TARGETS, REPORT)
     assert run.returncode == 0, run.stderr
     return snakemake
 
@@ -140,3 +141,40 @@ def test_changed_sequences_rerun_and_a_touched_file_does_not(finished: Snakemake
         assert reruns(finished, {}) == {"vocabularies": 1, "tokenize_source": 2, "split": 1, **TRAINED}
     finally:
         shutil.move(backup, labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "failing"),
+    [
+        ({"gff3_types": {"mRNA": None}}, "vocabularies"),
+        ({"tokenize": {"unit_mb": 3}}, "tokenize_source"),
+        ({"split": {"dev": 0.2}}, "split"),
+        ({"training": {"max_epochs": 3}}, "train"),
+    ],
+    ids=str,
+)
+def test_a_stage_that_fails_after_a_change_is_started_again(
+    finished: Snakemake, tree: Path, tmp_path: Path, settings: dict[str, object], failing: str
+) -> None:
+    """Snakemake has recorded its params by then, and does not miss what is between the input and a target."""
+    config = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+    def left_to_do(target: str) -> dict[str, int]:
+        found = jobs(finished("-n", target, "--config", *config))
+        found.pop("show_settings", None)  # which may be done by then
+        return found
+
+    kept = {tree / name: tmp_path / str(number) for number, name in enumerate(("results", ".snakemake/metadata"))}
+    for folder, copy in kept.items():
+        shutil.copytree(folder, copy)
+    try:
+        for target in (REPORT, "evaluate_full"):
+            planned = left_to_do(target)
+            run = finished(target, "--config", *config)
+            assert run.returncode == 1 and f"Error in rule {failing}" in run.stdout + run.stderr
+            assert left_to_do(target) == planned
+            assert planned[failing] and planned["train"] and planned["evaluate"]
+    finally:
+        for folder, copy in kept.items():
+            shutil.rmtree(folder)
+            shutil.copytree(copy, folder)
