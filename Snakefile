@@ -37,7 +37,7 @@ rule all:
     """Train and evaluate every run of the configuration and write the report (what plain `snakemake` does)."""
     default_target: True
     input:
-        expand("results/<project>/runs/{run}/evaluation.json", run=SETTINGS.runs),
+        all_of(SETTINGS.runs, rules.train, rules.evaluate),
         rules.report.input,
 
 

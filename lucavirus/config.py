@@ -276,6 +276,8 @@ class Settings(Frozen):
             yield "trained_checkpoint and model_dirpath say how to continue `run`, which is not given"
         if self.model_dirpath and not self.trained_checkpoint:
             yield "model_dirpath needs trained_checkpoint: the step that its weights are of"
+        if self.restart and self.restart == self.run and self.trained_checkpoint and not self.model_dirpath:
+            yield f"restart begins {self.run} anew: there is no step {self.trained_checkpoint} to go back to"
         wanted = [("run", self.run), ("restart", self.restart), *(("report_runs", name) for name in self.report_runs)]
         for field, chosen in wanted:
             if chosen is not None and chosen not in self.runs:

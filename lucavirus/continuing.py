@@ -102,6 +102,23 @@ def require_step(work: Path, step: int) -> None:
         raise _no_way_back(work, step, "there is none of that step")
 
 
+def require_begun_with(work: Path, folder: str, step: int) -> None:
+    """Raise UserError where a run has a checkpoint, but did not begin with these weights of the original's."""
+    wanted = {"folder": os.path.realpath(folder), "step": step}
+    for path in checkpoints(work / "checkpoints"):
+        try:
+            began = read_state(path)["run"]["original"]
+        except (OSError, ValueError, KeyError):
+            continue  # damaged, or of before this was written down
+        if began != wanted:
+            raise UserError(
+                "the run has checkpoints, and did not begin with these weights", where=str(work),
+                hint="leave model_dirpath and trained_checkpoint out, and it goes on from the newest; or have a run of "
+                "another name begin with them",
+            )  # fmt: skip
+        return
+
+
 def _no_way_back(work: Path, step: int, problem: str) -> UserError:
     steps = ", ".join(str(other) for other in sorted(_steps(work)) if other != step) or "none"
     return UserError(f"cannot go back to step {step}: {problem}", where=str(work / "checkpoints"),

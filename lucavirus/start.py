@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from lucavirus.checkpoint import damaged, newest_complete
 from lucavirus.compute import choose_parallel, make_compute, set_determinism
 from lucavirus.config import Settings
 from lucavirus.config_load import chosen_run
-from lucavirus.continuing import differences, forget_rewind, refusal, rewind, set_aside
+from lucavirus.continuing import differences, forget_rewind, refusal, require_begun_with, rewind, set_aside
 from lucavirus.distributed import Ranks
 from lucavirus.errors import UserError
 from lucavirus.guard import StopRequest
@@ -63,6 +64,8 @@ def start(settings: Settings, name: str, data: Path, work: Path, ranks: Ranks, s
     if ranks.first:
         said += _arrange(prepared, checkpoints, settings.restart == name, back_to)
     newest = checkpoints.newest(ranks, said)
+    if original and step:
+        require_begun_with(work, original, step)
     if newest and (changed := differences(read_fingerprint(newest), prepared.fingerprint)):
         raise refusal(name, work, changed)
     state = read_state(newest) if newest else _first_state(prepared, step, original, checkpoints)
@@ -118,7 +121,7 @@ def _first_state(prepared: Prepared, step: int | None, original: str | None, che
         )
     plan = prepared.plan
     first = bisect_left(range(plan.updates), step, key=lambda update: plan.position(update).step)
-    return State(update=first, first=first)
+    return State(update=first, first=first, original={"folder": os.path.realpath(original), "step": step})
 
 
 def make_updater(prepared: Prepared, model: LucaVirus, state: State, ranks: Ranks) -> Updater:

@@ -49,7 +49,8 @@ class State:
     `evaluated` and `saved` are the last updates after which that was due and done; `sequences` and `tokens` were gone
     through; `seconds` is the time of training through all starts; `history_bytes` is the length of metrics.jsonl;
     `best` is the best evaluation; `skipped` counts the updates skipped in a row; `window` are the statistics since the
-    last record, in `window_seconds` of training; `resolved` holds what was `auto`.
+    last record, in `window_seconds` of training; `resolved` holds what was `auto`; `original` tells the folder and the
+    step of the original's weights that the run was told to begin with.
     """
 
     update: int = 0
@@ -65,6 +66,7 @@ class State:
     window: list[float] = field(default_factory=lambda: [0.0] * len(STATISTICS))
     window_seconds: float = 0.0
     resolved: dict[str, Any] = field(default_factory=dict)
+    original: dict[str, Any] | None = None
 
     def add(self, statistics: list[float], *, skipped: bool) -> None:
         """Count one update; the losses of one that was skipped are not averaged."""

@@ -10,7 +10,7 @@ from snakemake.settings.types import ExecMode
 from lucavirus.claims import visible_gpus
 from lucavirus.config import OPERATIONAL
 from lucavirus.config_data import SPLITS
-from lucavirus.continuing import changed_settings, refusal, require_step
+from lucavirus.continuing import changed_settings, refusal, require_begun_with, require_step
 from lucavirus.errors import UserError
 from lucavirus.guard import only_owner, only_start, stage_lock
 from lucavirus.launch import GRACE_SECONDS
@@ -83,19 +83,28 @@ def refuse_changed(run) -> None:
         raise ConfigurationError(str(refusal(run, work, changed)))
 
 
-def refuse_missing_step(run) -> None:
-    """An error, before Snakemake deletes results, where a run has no folder of the step to go back to."""
-    if SETTINGS.run == run and SETTINGS.trained_checkpoint and SETTINGS.model_dirpath is None:
-        try:
-            require_step(Path("work", SETTINGS.project, run), SETTINGS.trained_checkpoint)
-        except UserError as error:
-            raise ConfigurationError(str(error)) from None
+def refuse_other_beginning(run) -> None:
+    """An error, before Snakemake deletes results, where a run cannot go on from the step that is named.
+
+    That is where it has no folder of that step, or has not begun with those weights of the original's.
+    """
+    step, folder = SETTINGS.trained_checkpoint, SETTINGS.model_dirpath
+    if SETTINGS.run != run or not step:
+        return
+    work = Path("work", SETTINGS.project, run)
+    try:
+        if folder is None:
+            require_step(work, step)
+        elif SETTINGS.restart != run:
+            require_begun_with(work, folder, step)
+    except UserError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def datasets(wildcards) -> list[str]:
     """The data sets that a run reads, which must be the one that it was."""
     refuse_changed(wildcards.run)
-    refuse_missing_step(wildcards.run)
+    refuse_other_beginning(wildcards.run)
     molecules = SETTINGS.runs[wildcards.run].molecules
     return expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=molecules, split=SPLITS)
 
@@ -103,11 +112,12 @@ def datasets(wildcards) -> list[str]:
 def weights_to_begin_with(wildcards) -> list[str]:
     """The model of another run of this project, best or last, that a run begins with: it has to be trained first.
 
-    Older than the run it may be, or newer: what has begun goes on.
+    Not `ancient`, though a run that has begun goes on whatever becomes of them: when the other run is trained in the
+    same start, Snakemake would not look for other reasons to train this one.
     """
     folder = SETTINGS.runs[wildcards.run].model_dirpath
     others = [f"results/{SETTINGS.project}/runs/{run}/model" for run in SETTINGS.runs if run != wildcards.run]
-    return [ancient(model) for model in others if folder in (model, f"{model}/last")]
+    return [model for model in others if folder in (model, f"{model}/last")]
 
 
 def results_folder(wildcards) -> str:
@@ -274,7 +284,17 @@ def training_start(wildcards, resources) -> str:
     )
 
 
-# Targets that loops make.
+# Targets.
+
+
+def all_of(runs, *stages) -> list[str]:
+    """What the stages make of each run, and all data: a target asks for everything that it stands for.
+
+    A file that is missing between the input and what is asked for Snakemake does not miss: a stage that has failed, or
+    whose result was deleted, is then not started again.
+    """
+    outputs = [file for stage in stages for file in stage.output]
+    return [*rules.tokenize.input, *rules.split.output, *expand(outputs, run=runs)]
 
 
 def document(rule_name: str, text: str) -> None:
@@ -299,4 +319,4 @@ def resumed_training(wildcards) -> list[str]:
             f"run {run} has no checkpoint in {checkpoints}: nothing to resume. Start it: the same command with "
             f"train_{run} in the place of resume"
         )
-    return expand(rules.train.output, run=run)
+    return all_of(run, rules.train)

@@ -6,7 +6,7 @@
 rule evaluate:
     """Measure the loss and metrics of each task on the dev and test sets, beside the best constant answer."""
     input:
-        shards=rules.tokenize.input,
+        shards=rules.tokenize.input.shards,
         datasets=datasets,
         model=rules.train.output.model,
         training=rules.train.output.training,
@@ -49,6 +49,6 @@ for run in SETTINGS.runs:
         name:
             f"evaluate_{run}"
         input:
-            f"results/<project>/runs/{run}/evaluation.json",
+            all_of(run, rules.train, rules.evaluate),
 
     document(f"evaluate_{run}", f"Evaluate the run {run} on its dev and test sets.")

@@ -128,7 +128,7 @@ for run in SETTINGS.runs:
         input:
             rules.show_settings.output,
             rules.draw_data.output,
-            expand(rules.draw_run.output, run=run),
+            all_of(run, rules.train, rules.evaluate, rules.draw_run),
 
     document(f"report_{run}", f"Report on the run {run} and its data.")
 
@@ -138,4 +138,4 @@ rule report:
     input:
         rules.show_settings.output,
         rules.draw_data.output,
-        expand(rules.draw_run.output, run=SETTINGS.report_runs),
+        all_of(SETTINGS.report_runs, rules.train, rules.evaluate, rules.draw_run),

@@ -84,4 +84,5 @@ rule tokenize_source:
 rule tokenize:
     """Tokenize all sources."""
     input:
-        expand("results/<project>/shards/{source}/index.json", source=SOURCES),
+        vocabularies=rules.vocabularies.output,
+        shards=expand("results/<project>/shards/{source}/index.json", source=SOURCES),

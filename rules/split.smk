@@ -6,7 +6,7 @@
 rule split:
     """Divide the sequences into train, dev and test sets, with a table of counts."""
     input:
-        shards=rules.tokenize.input,
+        shards=rules.tokenize.input.shards,
     output:
         expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=MOLECULES, split=SPLITS),
         summary="results/<project>/datasets/summary.tsv",

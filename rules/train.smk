@@ -8,7 +8,7 @@ rule train:
     """Train one run; started again after a failure it goes on from its newest checkpoint."""
     input:
         vocabularies=rules.vocabularies.output,
-        shards=rules.tokenize.input,
+        shards=rules.tokenize.input.shards,
         datasets=datasets,
         weights=weights_to_begin_with,
     output:
@@ -59,7 +59,7 @@ for run in SETTINGS.runs:
         name:
             f"train_{run}"
         input:
-            multiext(f"results/<project>/runs/{run}/", "model", "metrics.jsonl", "training.json"),
+            all_of(run, rules.train),
 
     document(f"train_{run}", f"Train the run {run}: {run_summary(run)}.")
 

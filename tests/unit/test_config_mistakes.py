@@ -76,6 +76,10 @@ from tests.changed_settings import MADE, merged, mistakes, one_source
         ({"vocabularies": {"gene_mask": MADE[0]}}, "vocabularies has gene_mask, which has no labels"),
         ({"trained_checkpoint": 5}, "say how to continue `run`, which is not given"),
         ({"model_dirpath": "config"}, "say how to continue `run`, which is not given"),
+        (
+            {"restart": "full", "run": "full", "trained_checkpoint": 5},
+            "restart begins full anew: there is no step 5 to go back to",
+        ),
         ({"restart": "fool"}, "restart names fool, which is not in runs"),
         ({"split": {"dev": 0.5, "test": 0.5}}, "split: dev + test leave nothing to train on"),
         ({"split": {"dev": 10, "test": 10.5}}, "split: 10.5 is neither a fraction below 1 nor a number of sequences"),

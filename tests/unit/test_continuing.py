@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from lucavirus.checkpoint import keep_only, save_checkpoint
-from lucavirus.continuing import changed_settings, differences, forget_rewind, refusal, require_step, rewind, set_aside
+from lucavirus.continuing import (
+    changed_settings,
+    differences,
+    forget_rewind,
+    refusal,
+    require_begun_with,
+    require_step,
+    rewind,
+    set_aside,
+)
 from lucavirus.errors import UserError
 
 FILES = {"model.safetensors": lambda path: path.write_bytes(b"weights")}
@@ -41,6 +50,22 @@ def test_going_back_keeps_the_best_weights_of_what_is_set_aside(tmp_path: Path) 
     aside = tmp_path / "set-aside/001"
     assert [path.name for path in (aside / "best").iterdir()] == ["step-3"]
     assert [path.name for path in (aside / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_the_originals_weights_are_those_that_the_run_began_with(tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    require_begun_with(tmp_path, "anything", 8)  # it begins
+    began = {"original": {"folder": str(tmp_path / "a"), "step": 8}}
+    for step, content in ((1, {"run": {"original": None}}), (2, {"run": began}), (3, {"run": {}})):
+        save_checkpoint(tmp_path / "checkpoints", step, FILES, content)
+    for folder in ("a", "b"):
+        require_begun_with(tmp_path, str(tmp_path / folder), 8)
+    for folder, step in (("c", 8), ("a", 9)):
+        with pytest.raises(UserError, match="and did not begin with these weights\n.* leave model_dirpath and trained"):
+            require_begun_with(tmp_path, str(tmp_path / folder), step)
+    keep_only(tmp_path / "checkpoints", {1})
+    with pytest.raises(UserError, match="did not begin with these weights"):
+        require_begun_with(tmp_path, str(tmp_path / "a"), 8)
 
 
 def test_going_back_happens_once_until_a_start_goes_on(tmp_path: Path) -> None:

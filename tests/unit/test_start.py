@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_going_back_is_forgotten_by_a_start_that_goes_on(tmp_path: Path) -> None
 def test_original_weights_go_on_at_the_first_update_that_does_not_repeat_a_step(step: int, update: int) -> None:
     prepared: Any = SimpleNamespace(plan=Plan(100, 2, 1, 4, 0, 2))
     place: Any = SimpleNamespace(folder="work")
-    assert _first_state(prepared, step, "theirs", place) == State(update=update, first=update)
+    began = {"folder": os.path.realpath("theirs"), "step": step}
+    assert _first_state(prepared, step, "theirs", place) == State(update=update, first=update, original=began)
     with pytest.raises(UserError, match=f"work: there is no checkpoint of step {step}"):
         _first_state(prepared, step, None, place)
 
@@ -189,16 +191,14 @@ def test_a_start_goes_on_where_the_checkpoint_stood(
     first.state.update, first.state.resolved["max_steps"] = 3, 77
     first.checkpoints.save(12, model, optimizer, first.state, first.prepared.fingerprint, run)
     first.checkpoints.finish()
-    # Neither what is said of other runs nor original weights, which it has left behind.
-    for words in (
-        {"run": "other", "trained_checkpoint": 99, "restart": "other"},
-        {"run": "full", "trained_checkpoint": 8, "model_dirpath": "theirs"},
-    ):
-        again = begun(project, tmp_path, {}, **words)
-        assert (again.state.update, again.updater.max_steps) == (3, 77)
-        for one, other in zip(model.parameters(), again.updater.model.parameters(), strict=True):
-            moments, found = optimizer.state[one], again.updater.optimizer.state[other]
-            assert torch.equal(one, other) and torch.equal(moments["exp_avg"], found["exp_avg"])
+    # What is said of other runs changes nothing.
+    again = begun(project, tmp_path, {}, run="other", trained_checkpoint=99, restart="other")
+    assert (again.state.update, again.updater.max_steps) == (3, 77)
+    for one, other in zip(model.parameters(), again.updater.model.parameters(), strict=True):
+        moments, found = optimizer.state[one], again.updater.optimizer.state[other]
+        assert torch.equal(one, other) and torch.equal(moments["exp_avg"], found["exp_avg"])
+    with pytest.raises(UserError, match="the run has checkpoints, and did not begin with these weights"):
+        begun(project, tmp_path, {}, run="full", trained_checkpoint=8, model_dirpath="theirs")
     with pytest.raises(UserError, match="trained so far with other settings"):
         begun(project, tmp_path, {"seed": 5}, restart="other")
 
@@ -234,6 +234,7 @@ def test_weights_named_on_the_command_line_go_before_those_of_the_run(project: P
         assert started.state.update == update
         wanted = LucaVirus(architecture, seed).layers[0].fc1.weight
         assert torch.equal(started.updater.model.layers[0].fc1.weight, wanted)
+    assert started.state.original == {"folder": str(tmp_path / "2"), "step": 8}
 
 
 def test_what_gives_a_run_its_meaning(project: Path, tmp_path: Path) -> None:

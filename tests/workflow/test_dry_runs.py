@@ -257,8 +257,16 @@ def test_the_checkpoint_that_is_named_must_be_there(snakemake: Snakemake, tree: 
         assert "cannot go back to step 500: there is none of that step" in said(run)
         assert "trained_checkpoint must be one of the steps that are there: 400, 800" in said(run)
     assert snakemake("-n", "resume", "--config", "run=prot_only", "trained_checkpoint=400").returncode == 0
-    for others in (("train_full", "--config"), ("train_prot_only", "--config", "model_dirpath=config")):
-        assert snakemake("-n", *others, "run=prot_only", "trained_checkpoint=500").returncode == 0
+    assert snakemake("-n", "train_full", "--config", "run=prot_only", "trained_checkpoint=500").returncode == 0
+    words = ("run=prot_only", "trained_checkpoint=500", "model_dirpath=config")
+    assert snakemake("-n", "train_prot_only", "--config", *words).returncode == 0
+    state = folder / "step-800/state.json"
+    state.write_text('{"run": {"original": null}}')
+    try:
+        run = snakemake("-n", "train_prot_only", "--config", *words)
+        assert run.returncode == 1 and "the run has checkpoints, and did not begin with these weights" in said(run)
+    finally:
+        state.unlink()
 
 
 @pytest.mark.parametrize("which", ["", "/last"])

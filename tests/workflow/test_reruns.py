@@ -131,6 +131,36 @@ def test_one_source_changed_leaves_the_other(finished: Snakemake, tree: Path) ->
     assert "--source genomes" in found.stdout
 
 
+def test_a_run_that_begins_with_another_one_is_trained_in_the_same_start(finished: Snakemake) -> None:
+    begins = {"mask_only": False, "second": {"model_dirpath": "results/demo/runs/full/model"}}
+    found = finished("-n", "train_second", "--config", f"runs={json.dumps(begins)}", 'training={"max_epochs": 3}')
+    assert jobs(found)["train"] == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "targets", "expected"),
+    [
+        ("runs/full/model", ("evaluate_full", "report_full"), {"train": 1, "evaluate": 1}),
+        ("runs/full/evaluation.json", ("report_full",), {"evaluate": 1}),
+        ("datasets/summary.tsv", ("train_full", "evaluate_full", "report_full"), {"split": 1, "train": 1}),
+        ("shards/genomes/index.json", ("tokenize", "train_full", "report_full"), {"tokenize_source": 1}),
+        ("vocabularies/gene_type.txt", ("tokenize", "train_full"), {"vocabularies": 1, "tokenize_source": 2}),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_made_anew(
+    finished: Snakemake, tree: Path, missing: str, targets: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    """A stage that failed has left it so: whatever is asked for then stands for it."""
+    path = tree / "results/demo" / missing
+    path.rename(tree / "moved")
+    try:
+        for target in targets:
+            assert expected.items() <= jobs(finished("-n", target)).items()
+    finally:
+        (tree / "moved").rename(path)
+
+
 def test_changed_sequences_rerun_and_a_touched_file_does_not(finished: Snakemake, tree: Path) -> None:
     labels, backup = tree / "results/demo/input/labels.tsv", tree / "labels"
     shutil.copy2(labels, backup)
