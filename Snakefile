@@ -13,6 +13,7 @@ report: "report/workflow.rst"
 
 include: "rules/settings.smk"
 include: "rules/common.smk"
+include: "rules/identity.smk"
 include: "rules/lock.smk"
 
 
