@@ -80,8 +80,10 @@ class Architecture:
         attention_heads, positions = config["num_attention_heads"], config["max_position_embeddings"]
         heads = {t: (config[f"{t}_classifier_output_size"], config[f"{t}_label_num"]) for t in config["tasks"]}
         sizes = [width, layers, attention_heads, positions, *chain(*heads.values())]
-        if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError(f"sizes must be whole numbers above 0: {sizes}")
+        if not all(type(size) is int and size > 0 for size in sizes) or width % attention_heads:
+            raise ValueError(f"these sizes make no model: {sizes}")
+        if unknown := heads.keys() - set(SUPERVISED):
+            raise ValueError(f"no tasks with labels: {', '.join(sorted(unknown))}")
         return cls(width, layers, attention_heads, positions, heads)
 
 

@@ -85,10 +85,17 @@ def build_vocabularies(settings: Settings, out: Path) -> Summary:
     return Summary(counts, sum(left_out.values(), Counter()), list(_alike(names)))
 
 
-def _times(settings: Settings) -> dict[str, int]:
-    """When the files that vocabularies are made of were last changed, in ns."""
+def _times(settings: Settings) -> dict[str, int | None]:
+    """When the files that vocabularies are made of were last changed, in ns; None for one that is not there."""
     files = [file for source in settings.sources for file in source.annotations]
-    return {file: os.stat(file).st_mtime_ns for file in (*files, *settings.vocabularies.values())}
+    return {file: _time(file) for file in (*files, *settings.vocabularies.values())}
+
+
+def _time(file: str) -> int | None:
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:  # whoever reads it tells
+        return None
 
 
 def _alike(names: Mapping[str, Iterable[str]]) -> Iterator[str]:

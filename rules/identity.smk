@@ -6,8 +6,8 @@ import json
 from lucavirus.config import OPERATIONAL
 
 # When the text changes, Snakemake runs the stage again; one text, because Snakemake compares params without their names.
-# It holds what decides the stages before, because Snakemake records a stage's params when it starts: if the first one
-# after a change fails, only the later ones still tell of the change.
+# It holds what decides the stages before, because Snakemake records a stage's params when it has failed too: then only the
+# later ones still tell of the change.
 
 
 def identity(*before: str, **settings) -> str:

@@ -155,6 +155,18 @@ def test_samples_by_hand(tmp_path: Path, write: Callable[[str, str], str]) -> No
         require_samples(Dataset(tmp_path, ("gene",), "dev", 8, tasks), "full")
 
 
+def test_labels_are_looked_for_in_the_rows_of_each_shard(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    labels = write("l.tsv", "seq_id\ttask\tstart\tend\tlabel\nb0\tgene_type\t0\t1\tB\n")
+    files = {"a": write("a.fa", ">a0\nACGT\n>a1\nTGCA\n"), "b": write("b.fa", ">b0\nGGA\n")}
+    settings = Settings.model_validate({
+        "project": "p", "runs": {"full": {}},
+        "sources": [{"name": name, "files": [file], "kind": "gene", "split": "train",
+                     "annotations": [labels] if name == "b" else []} for name, file in files.items()],
+    })  # fmt: skip
+    divided(tmp_path, settings)
+    assert Dataset(tmp_path, ("gene",), "train", 8, ("gene_type",)).has_labels("gene_type")
+
+
 def test_as_many_files_may_be_open_as_the_system_allows(tmp_path: Path, write: Callable[[str, str], str]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

@@ -59,6 +59,8 @@ def _config(**changes: Any) -> str:
     [
         "[]", "{}", '{"hidden_size": 16}', "no json",
         _config(hidden_size=None), _config(hidden_size="24"), _config(hidden_size=-8), _config(gene_type_label_num=0),
+        _config(num_hidden_layers=0), _config(num_attention_heads=5), _config(max_position_embeddings=True),
+        _config(tasks=["gene_mask"], gene_mask_classifier_output_size=8, gene_mask_label_num=39),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_no_published_model_is_refused(tmp_path: Path, config: str) -> None:

@@ -47,6 +47,8 @@ def test_what_could_not_be_written_is_named_and_leaves_nothing(tmp_path: Path, n
         raise OSError(number, os.strerror(number), *([str(temporary)] if named else []))
     assert (caught.value.filename, caught.value.errno) == (str(path), number)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="^in its own words$"), replacing(path):
+        raise OSError("in its own words")
 
 
 def test_text_is_utf_8_whatever_the_locale(tmp_path: Path, root: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_history_that_was_deleted_holds_no_update_twice(tmp_path: Path, later:
         for update in range(11, 11 + later):
             again.event({"event": "train", "update": update, "more": "x" * update}, {})
     assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == list(range(11, 11 + later))
-    begin(tmp_path, kept, 12).close()
+    begin(tmp_path, 10, 12).close()
     assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == [11, 12]
 
 

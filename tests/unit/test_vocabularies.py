@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -63,13 +64,19 @@ def test_labels_that_change_while_they_are_read_are_read_again(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is made of them would be newer than the change, and Snakemake not see it."""
-    settings = case()
-    labels = tmp_path / "labels.tsv"
-    monkeypatch.setattr("lucavirus.vocabularies.check_annotated_ids", lambda *_: os.utime(labels, ns=(5, 5)))
-    message = mistake(lambda: build_vocabularies(settings, tmp_path / "out"))
-    assert message == f"{labels}: was changed while it was read\n  What to do: start the same command again"
-    assert not (tmp_path / "out").exists()
+    settings = case({"words.txt": "Virion\nCapsid protein\n"}, vocabularies={"prot_keyword": "words.txt"})
+    for name in ("labels.tsv", "words.txt"):
+        file = tmp_path / name
+        monkeypatch.setattr(
+            "lucavirus.vocabularies.check_annotated_ids", lambda *_, file=file: os.utime(file, ns=(5, 5))
+        )
+        message = mistake(lambda: build_vocabularies(settings, tmp_path / "out"))
+        assert message == f"{file}: was changed while it was read\n  What to do: start the same command again"
+        assert not (tmp_path / "out").exists()
     build_vocabularies(settings, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "words.txt").unlink()
+    assert mistake(lambda: build_vocabularies(settings, tmp_path / "out")).startswith(f"{file}: cannot be read")
 
 
 def test_own_feature_types_make_classes(case: Case, tmp_path: Path) -> None:

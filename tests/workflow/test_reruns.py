@@ -194,6 +194,7 @@ def restored(tree: Path, tmp_path: Path) -> Iterator[None]:
         ({"tokenize": {"unit_mb": 3}}, "tokenize_source", "results/demo/runs/full/evaluation.json"),
         ({"split": {"dev": 0.2}}, "split", "results/demo/runs/full/training.json"),
         ({"split": {"dev": 0.2}}, "split", "results/demo/report/data.html"),
+        ({"training": {"max_epochs": 3}}, "train", "results/demo/runs/full/evaluation.tsv"),
     ],
     ids=str,
 )
