@@ -70,7 +70,8 @@ class Dataset:
         for table in self._tables:
             if task not in table.tasks:
                 continue
-            borders = np.searchsorted(table.shard, np.arange(len(table.shards) + 1))  # their rows are in this order
+            # Rows are in the order of their shards; numbers of another type would have all of them copied.
+            borders = np.searchsorted(table.shard, np.arange(len(table.shards) + 1, dtype=table.shard.dtype))
             for name, start, end in zip(table.shards, borders, borders[1:], strict=False):
                 if start < end and self._shard(name).has_labels(table.row[start:end], task):
                     return True

@@ -233,13 +233,12 @@ class SourceLabels:
             row = self._outside(record, length) if record.labels is None else None
             if row is None:
                 raise UserError(error.what, where=record.where, hint=error.hint) from None
-            what, hint = error.what, error.hint
-            if row.span and is_gff3(row.file):
+            assert row.span
+            what, hint = outside(row.task, row.span, length), error.hint
+            if is_gff3(row.file):
                 first, last = (place + 1 for place in row.span)
                 what = f"the feature from {first} to {last} is not within the sequence of {length} residues"
                 hint = _GFF3_HINT
-            elif row.span:
-                what = outside(row.task, row.span, length)
             # Its place too: the id may have been used twice.
             raise UserError(f"{what}, {record.id} at {record.where}", where=row.where, hint=hint) from None
         return labels

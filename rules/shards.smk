@@ -55,6 +55,7 @@ rule tokenize_source:
     input:
         files=lambda wildcards: source_files(wildcards.source),
         vocabularies=rules.vocabularies.output,
+        given=rules.vocabularies.input.given,
     output:
         index="results/<project>/shards/{source}/index.json",
     log:

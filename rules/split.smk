@@ -7,7 +7,8 @@ rule split:
     """Divide the sequences into train, dev and test sets, with a table of counts."""
     input:
         shards=rules.tokenize.input.shards,
-        given=source_files(*SOURCES),  # not to be missed where shards could not be made of a changed one
+        # Not to be missed where shards could not be made of a changed one.
+        given=[rules.vocabularies.input.files, rules.vocabularies.input.given],
     output:
         expand("results/<project>/datasets/{molecule}/{split}.h5", molecule=MOLECULES, split=SPLITS),
         summary="results/<project>/datasets/summary.tsv",

@@ -21,7 +21,7 @@ TRAINED = {"train": 2, "evaluate": 2}
 def finished(snakemake: Snakemake, tree: Path) -> Snakemake:
     """Dry runs on a tree in which the targets are finished: their files exist, and Snakemake has recorded them."""
     plan = snakemake("-n", *TARGETS, REPORT).stdout
-    for name in ", ".join(re.findall(r"^    output: (.*)", plan, re.MULTILINE)).split(", "):
+    for name in ", ".join(re.findall(r"^    (?:output|benchmark): (.*)", plan, re.MULTILINE)).split(", "):
         file = tree / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.name == "model":
@@ -220,3 +220,14 @@ def test_a_stage_that_fails_after_a_file_has_changed_is_started_again(
     run = finished(target)
     assert run.returncode == 1 and "Error in rule vocabularies" in run.stdout + run.stderr
     assert planned["tokenize_source"] == 2 and jobs(finished("-n", target)) == planned
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_given_vocabulary_that_has_changed_is_not_missed_either(finished: Snakemake, tree: Path) -> None:
+    (tree / "sites.txt").write_text("A\n")
+    words = ("split", "--config", 'vocabularies={"prot_site": "sites.txt"}')
+    assert finished("--touch", "--forceall", *words).returncode == 0 and jobs(finished("-n", *words)) == {}
+    (tree / "sites.txt").write_text("A\nB\n")
+    planned = jobs(finished("-n", *words))
+    assert finished(*words).returncode == 1
+    assert planned["tokenize_source"] == 2 and jobs(finished("-n", *words)) == planned
