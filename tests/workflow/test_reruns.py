@@ -231,3 +231,18 @@ def test_a_given_vocabulary_that_has_changed_is_not_missed_either(finished: Snak
     planned = jobs(finished("-n", *words))
     assert finished(*words).returncode == 1
     assert planned["tokenize_source"] == 2 and jobs(finished("-n", *words)) == planned
+
+
+@pytest.mark.usefixtures("restored")
+def test_shards_that_could_not_be_made_of_a_changed_file_are_not_missed_by_split(
+    finished: Snakemake, tree: Path
+) -> None:
+    given = tree / "results/demo/input"
+    (given / "labels.tsv").write_text("seq_id\ttask\tstart\tend\tlabel\n")
+    (given / "genomes.gff3").write_text("##gff-version 3\n")
+    assert finished("--touch", "--forceall", "split").returncode == 0 and jobs(finished("-n", "split")) == {}
+    (given / "genomes.fasta").write_text("changed\n")
+    run = finished("split", "--keep-going")  # the other source, a stand-in, fails as well
+    assert (run.stdout + run.stderr).count("Error in rule tokenize_source") == 2
+    left = jobs(finished("-n", "split"))
+    assert left["tokenize_source"] == 2 and left["split"] == 1
